@@ -1,0 +1,1 @@
+"""sf-bench: what a bundle costs on this machine."""

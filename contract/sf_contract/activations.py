@@ -1,0 +1,105 @@
+"""Samples inside an `ActivationBatch`: packing on the device, checked unpacking on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sf_contract.codec import SCALE_DTYPE, EncodedRows, WireCodec, row_dtype, scale_groups
+from sf_contract.errors import MalformedMessage
+from sf_contract.frames import Buffer
+from sf_contract.messages import ActivationBatch, Role, SampleHeader
+
+Targets = npt.NDArray[np.int32]
+
+NO_TARGET: Final = -100
+"""Marks rows whose next token is not trained on (prompt tokens); the value PyTorch's cross-entropy ignores."""
+
+TARGET_DTYPE: Final = np.dtype("<i4")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedSample:
+    """One sample as it travels and as it is stored.
+
+    Attributes:
+        ordinal: its number in the device's outbox.
+        role: training or validation.
+        rows: `[tokens, hidden]` encoded activations.
+        label: class index, or None for causal language modelling.
+        targets: int32 `[tokens]`: the token each row has to predict, `NO_TARGET` where none; None for classification.
+    """
+
+    ordinal: int
+    role: Role
+    rows: EncodedRows
+    label: int | None = None
+    targets: Targets | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes: rows, scales and targets."""
+        return self.rows.nbytes + (0 if self.targets is None else int(self.targets.nbytes))
+
+
+def pack(bundle_id: str, samples: Sequence[EncodedSample]) -> tuple[ActivationBatch, tuple[Buffer, ...]]:
+    """The message and buffers of a batch; all samples come from one bundle."""
+    headers = tuple(SampleHeader(ordinal=s.ordinal, tokens=s.rows.tokens, role=s.role, label=s.label) for s in samples)
+    buffers: list[Buffer] = [np.concatenate([s.rows.rows for s in samples])]
+    if samples[0].rows.scales.shape[1]:
+        buffers.append(np.concatenate([s.rows.scales for s in samples]))
+    targets = [s.targets for s in samples if s.targets is not None]
+    if targets:
+        buffers.append(np.concatenate(targets))
+    return ActivationBatch(bundle_id=bundle_id, samples=headers), tuple(buffers)
+
+
+def unpack(
+    batch: ActivationBatch, buffers: Sequence[Buffer], *, codec: WireCodec, hidden: int, with_targets: bool
+) -> list[EncodedSample]:
+    """The samples of a batch, as views of its buffers.
+
+    Raises:
+        MalformedMessage: the buffers do not fit the header, the codec or the hidden size.
+    """
+    tokens = sum(sample.tokens for sample in batch.samples)
+    groups = scale_groups(codec, hidden)
+    expected: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = [("rows", row_dtype(codec), (tokens, hidden))]
+    if groups:
+        expected.append(("scales", SCALE_DTYPE, (tokens, groups)))
+    if with_targets:
+        expected.append(("targets", TARGET_DTYPE, (tokens,)))
+    if len(buffers) != len(expected):
+        names = ", ".join(name for name, _, _ in expected)
+        raise MalformedMessage(f"batch has {len(buffers)} buffers; this bundle needs {len(expected)}: {names}")
+    for buffer, (name, dtype, shape) in zip(buffers, expected, strict=True):
+        if buffer.dtype != dtype or buffer.shape != shape:
+            raise MalformedMessage(
+                f"{name} are {buffer.dtype.name} {list(buffer.shape)}; this batch needs {dtype.name} {list(shape)}"
+            )
+    scales = buffers[1].astype(np.float32, copy=False) if groups else np.zeros((tokens, 0), dtype=np.float32)
+    packed = EncodedRows(codec=codec, rows=buffers[0], scales=scales)
+    targets = buffers[-1].astype(np.int32, copy=False) if with_targets else None
+    return _split(batch.samples, packed, targets)
+
+
+def _split(headers: Sequence[SampleHeader], packed: EncodedRows, targets: Targets | None) -> list[EncodedSample]:
+    samples: list[EncodedSample] = []
+    start = 0
+    for header in headers:
+        stop = start + header.tokens
+        samples.append(
+            EncodedSample(
+                ordinal=header.ordinal,
+                role=header.role,
+                rows=packed.part(start, stop),
+                label=header.label,
+                targets=None if targets is None else targets[start:stop],
+            )
+        )
+        start = stop
+    return samples

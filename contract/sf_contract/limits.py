@@ -1,0 +1,31 @@
+"""Upper bounds on everything that comes from outside, checked before memory is set aside for it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+MAX_HEADER_BYTES: Final = 256 * KIB
+"""JSON header of one message; 256 samples with their labels need about 30 KiB."""
+
+MAX_BUFFERS: Final = 3
+"""Raw frames behind a header: rows, scales, targets."""
+
+MAX_BUFFER_BYTES: Final = 64 * MIB
+"""One raw frame. 2,048 tokens of hidden size 8,192 in fp32 fill it exactly."""
+
+MAX_SAMPLES_PER_BATCH: Final = 256
+MAX_TOKENS_PER_SAMPLE: Final = 32_768
+MAX_HIDDEN: Final = 65_536
+MAX_VOCABULARY: Final = 2_000_000
+MAX_LABELS: Final = 10_000
+
+MAX_MANIFEST_BYTES: Final = 1 * MIB
+MAX_BUNDLE_FILES: Final = 64
+MAX_BUNDLE_BYTES: Final = 64 * 1024 * MIB
+MAX_SELF_TEST_TOKENS: Final = 4_096
+
+MAX_RECORD_BYTES: Final = 1 * MIB
+"""One line of a data file; longer lines are reported and skipped, never held in memory whole."""

@@ -1,0 +1,167 @@
+"""The messages between a device and the server. Frozen, closed, unknown fields refused.
+
+Device to server: `Hello`, `ActivationBatch`, `Finished`, `Ping`.
+Server to device: `Welcome`, `Refusal`, `Ack`, `FinishNoted`, `Pong`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from sf_contract import limits
+
+PROTOCOL_VERSION: Final = 1
+
+DeviceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+OutboxId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+BundleId = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Ordinal = Annotated[int, Meta(ge=0, lt=2**53)]
+ShortText = Annotated[str, Meta(max_length=256)]
+LongText = Annotated[str, Meta(max_length=2048)]
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+CreditBytes = Annotated[int, Meta(ge=0, le=1 << 40)]
+Tokens = Annotated[int, Meta(ge=1, le=limits.MAX_TOKENS_PER_SAMPLE)]
+LabelIndex = Annotated[int, Meta(ge=0, lt=limits.MAX_LABELS)]
+
+
+class Role(enum.StrEnum):
+    """What a sample is for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+
+
+class RefusalCode(enum.StrEnum):
+    """Why the server does not accept a device's messages now."""
+
+    HELLO_FIRST = "hello-first"
+    PROTOCOL = "protocol"
+    BUNDLE = "bundle"
+    SELF_TEST = "self-test"
+    DEVICE_NAME = "device-name"
+    STORE_FULL = "store-full"
+    MALFORMED = "malformed"
+    OVER_CREDIT = "over-credit"
+    CLOSED = "closed"
+
+
+class RejectionCode(enum.StrEnum):
+    """Why one sample was rejected for good."""
+
+    BUNDLE = "bundle"
+    SHAPE = "shape"
+    NOT_FINITE = "not-finite"
+    LABEL = "label"
+    TOO_LONG = "too-long"
+    TARGETS = "targets"
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of all messages."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message of a connection.
+
+    `self_test_error` is the mean relative error this machine measured on the bundle's test vectors;
+    `waiting_samples` is what the outbox still holds.
+    """
+
+    protocol: int
+    software: ShortText
+    device: DeviceName
+    outbox: OutboxId
+    bundle_id: BundleId
+    self_test_error: Annotated[float, Meta(ge=0, le=1e6)]
+    waiting_samples: Count
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The device may send; never more than `credit_bytes` unacknowledged."""
+
+    software: ShortText
+    credit_bytes: CreditBytes
+
+
+class Refusal(Message, frozen=True, tag="refusal"):
+    """The device must stop sending; `retry_after_s` is None when trying again is pointless."""
+
+    code: RefusalCode
+    detail: LongText
+    retry_after_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+
+
+class SampleHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One sample of a batch; `label` is None for causal language modelling, where targets travel as a buffer."""
+
+    ordinal: Ordinal
+    tokens: Tokens
+    role: Role
+    label: LabelIndex | None = None
+
+
+class ActivationBatch(Message, frozen=True, tag="batch"):
+    """Packed samples. Buffers: rows `[sum(tokens), hidden]`, scales `[sum(tokens), groups]`, targets int32 `[sum(tokens)]`.
+
+    Scales are left out when the codec has none, targets when the task has none; see `sf_contract.activations`.
+    """
+
+    bundle_id: BundleId
+    samples: Annotated[tuple[SampleHeader, ...], Meta(min_length=1, max_length=limits.MAX_SAMPLES_PER_BATCH)]
+
+
+class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verdict", tag="stored"):
+    """The sample is durable on the server."""
+
+    ordinal: Ordinal
+
+
+class AlreadyStored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verdict", tag="already-stored"):
+    """The sample was durable before; this was a repeat."""
+
+    ordinal: Ordinal
+
+
+class Rejected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verdict", tag="rejected"):
+    """The sample will never be accepted."""
+
+    ordinal: Ordinal
+    code: RejectionCode
+    detail: ShortText
+
+
+Verdict = Stored | AlreadyStored | Rejected
+
+
+class Ack(Message, frozen=True, tag="ack"):
+    """Verdicts, sent only after the stored samples are durable, and the byte credit from now on."""
+
+    verdicts: Annotated[tuple[Verdict, ...], Meta(min_length=1, max_length=limits.MAX_SAMPLES_PER_BATCH)]
+    credit_bytes: CreditBytes
+
+
+class Finished(Message, frozen=True, tag="finished"):
+    """The source is exhausted and every sample is acknowledged."""
+
+    samples: Count
+    rejected: Count
+    skipped_rows: Count
+
+
+class FinishNoted(Message, frozen=True, tag="finish-noted"):
+    """`Finished` is durable on the server."""
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Are you there?"""
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """Yes."""
+
+
+AnyMessage = Hello | Welcome | Refusal | ActivationBatch | Ack | Finished | FinishNoted | Ping | Pong

@@ -1,0 +1,1 @@
+"""sf-edge: the slim device process."""

@@ -1,0 +1,1 @@
+"""sf-export: checkpoint to verified device bundle."""

@@ -1,0 +1,1 @@
+"""sf-server: ingest, store, LoRA training, evaluation, publishing."""
