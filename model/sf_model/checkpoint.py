@@ -6,6 +6,7 @@ weights are refused, since loading them can run code.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -236,10 +237,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        # The weights are full precision now; Transformers refuses to save a model that claims to be quantized.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(scratch)
+        _without_quantizer(model).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(scratch)
         scratch.replace(folder)
     except Exception as problem:  # gguf, transformers and torch raise many kinds for a damaged file
@@ -249,6 +247,17 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         ) from problem
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that does not claim to be quantized: Transformers refuses to save one that does."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    return plain
 
 
 def _cache_root() -> Path:

@@ -47,7 +47,8 @@ def cut_front(model: PreTrainedModel, split_layer: int) -> FrontModel:
     front = FrontModel(_copy_below(whole, blocks, split_layer)).eval()
     input_ids, mask = _probe(model)
     with torch.no_grad():
-        _drop_what_follows(front, blocks, input_ids, mask)
+        last_block = front.base.get_submodule(f"{blocks.path}.{split_layer - 1}")
+        _drop_what_follows(front, last_block, input_ids, mask)
         with rows_leaving(blocks.modules[split_layer]) as captured:
             whole(input_ids=input_ids, attention_mask=mask)
         rows = front(input_ids, mask)
@@ -78,9 +79,8 @@ def _probe(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     return input_ids, torch.ones_like(input_ids)
 
 
-def _drop_what_follows(front: FrontModel, blocks: Blocks, input_ids: torch.Tensor, mask: torch.Tensor) -> None:
+def _drop_what_follows(front: FrontModel, last_block: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor) -> None:
     """Replace by identity every module that runs after the last block: final norm, pooler, output projection."""
-    kept = cast(nn.ModuleList, front.base.get_submodule(blocks.path))
     after_blocks = False
     followers: list[str] = []
 
@@ -92,7 +92,7 @@ def _drop_what_follows(front: FrontModel, blocks: Blocks, input_ids: torch.Tenso
         if after_blocks and not any(path.startswith(outer + ".") for outer in followers):
             followers.append(path)
 
-    handles = [list(kept)[-1].register_forward_hook(last_block_done)]
+    handles = [last_block.register_forward_hook(last_block_done)]
     for path, module in front.base.named_modules():
         if path:
             handles.append(module.register_forward_pre_hook(lambda *_, path=path: note(path)))
