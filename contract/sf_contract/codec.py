@@ -38,6 +38,8 @@ _ROW_DTYPES: Final[dict[WireCodec, np.dtype[np.generic]]] = {
     WireCodec.INT8: np.dtype("i1"),
 }
 SCALE_DTYPE: Final = np.dtype("<f4")
+_LARGEST_SCALE: Final = np.finfo(np.float32).max / np.float32(128)
+"""Larger scales, times a level of an int8, leave the range of float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,7 @@ class EncodedRows:
     def is_finite(self) -> bool:
         """True when the rows decode to finite numbers only."""
         if self.codec is WireCodec.INT8:
-            return bool(np.isfinite(self.scales).all())
+            return bool((np.abs(self.scales) <= _LARGEST_SCALE).all())
         return bool(np.isfinite(self.rows.astype(np.float32, copy=False)).all())
 
     def part(self, start: int, stop: int) -> EncodedRows:

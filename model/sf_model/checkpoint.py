@@ -74,6 +74,20 @@ def open_checkpoint(source: str, *, revision: str | None = None, say: Say = lamb
     return _open_folder(folder, name=source, revision=folder.name)
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode, frozen.
+
+    Attributes:
+        model: the ordinary Transformers model.
+        new_modules: dotted names of modules whose weights the checkpoint lacks and that were drawn at random,
+            such as a classification head. Whoever trains must train and publish them.
+    """
+
+    model: PreTrainedModel
+    new_modules: tuple[str, ...]
+
+
 def load_model(
     checkpoint: Checkpoint,
     *,
@@ -81,37 +95,41 @@ def load_model(
     dtype: torch.dtype,
     labels: Sequence[str] = (),
     seed: int = 0,
-) -> PreTrainedModel:
-    """The model in evaluation mode; weights the checkpoint lacks (a new classification head) are drawn from `seed`.
+) -> LoadedModel:
+    """The model for a task; weights the checkpoint lacks are drawn from `seed`.
 
     Args:
         task: selects the ordinary Transformers class; None gives the bare base model.
         dtype: dtype of all weights.
         labels: class names for `Task.TEXT_CLASSIFICATION`.
+
+    Raises:
+        ModelError: the folder does not hold a model that this task's class can load.
     """
     options: dict[str, Any] = {}
     if task is Task.TEXT_CLASSIFICATION:
-        options = {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-        }
+        options["id2label"] = dict(enumerate(labels))
+        options["label2id"] = {label: index for index, label in enumerate(labels)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = model_class(task).from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True, **options)
+            loaded: Any = model_class(task).from_pretrained(
+                checkpoint.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
         except Exception as problem:  # transformers, safetensors and torch raise many kinds for a damaged folder
             raise ModelError(
                 f"{checkpoint.identity.name} cannot be loaded: {type(problem).__name__}: {problem}",
                 cure="check that the folder holds a complete model with *.safetensors weights",
             ) from problem
+    model: PreTrainedModel = loaded[0]
     config = model.config.get_text_config()
     if task is Task.TEXT_CLASSIFICATION and config.pad_token_id is None:
         # Decoder classes refuse batches without one; padding is masked, so any id will do.
         config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
     model.train(False)
     model.requires_grad_(False)
-    return model
+    modules = {name.rpartition(".")[0] for name in loaded[1]["missing_keys"]}
+    return LoadedModel(model=model, new_modules=tuple(sorted(modules)))
 
 
 def check_same_base(checkpoint: Checkpoint, expected: BaseModel) -> None:

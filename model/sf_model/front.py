@@ -73,7 +73,7 @@ def _copy_below(whole: PreTrainedModel, blocks: Blocks, split_layer: int) -> Pre
 
 
 def _probe(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    embedding = model.get_input_embeddings()
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(0, int(embedding.weight.shape[0]), (1, _PROBE_TOKENS), generator=generator)
     return input_ids, torch.ones_like(input_ids)

@@ -1,0 +1,192 @@
+"""What the server lets in: pure decisions about greetings, batches and single samples.
+
+A problem of one sample gives `Rejected` for that sample and keeps the rest; a problem of the whole message gives `Refusal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sf_contract.activations import NO_TARGET, EncodedSample, unpack
+from sf_contract.errors import MalformedMessage
+from sf_contract.frames import Buffer
+from sf_contract.manifest import Manifest, Task
+from sf_contract.messages import PROTOCOL_VERSION, ActivationBatch, Hello, Refusal, RefusalCode, Rejected, RejectionCode
+
+LIVE_S: Final = 60.0
+"""A device that was silent for so long has lost its claim to its name."""
+
+RETRY_SOON_S: Final = 1.0
+RETRY_WHEN_FULL_S: Final = 30.0
+_DETAIL_CHARACTERS: Final = 2048
+_SHORT_ID: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a device said about itself in its `Hello`."""
+
+    device: str
+    outbox: str
+    bundle_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A session and when its device was last heard (seconds, any fixed origin)."""
+
+    session: Session
+    last_heard_s: float
+
+
+def judge_hello(
+    hello: Hello,
+    *,
+    bundles: Mapping[str, Manifest],
+    owner: str | None,
+    present: Iterable[Presence],
+    now_s: float,
+) -> Session | Refusal:
+    """Let a device in, or say why not.
+
+    Args:
+        bundles: manifests by bundle id.
+        owner: the device that has used this outbox before, None if nobody has.
+        present: sessions of other connections that have not finished.
+        now_s: the time on the clock of `present`.
+    """
+    if hello.protocol != PROTOCOL_VERSION:
+        return refusal(
+            RefusalCode.PROTOCOL,
+            f"the device speaks protocol version {hello.protocol}, this server ({PROTOCOL_VERSION}) does not; "
+            "install the same SplitFrozen version on both ends",
+        )
+    manifest = bundles.get(hello.bundle_id)
+    if manifest is None:
+        known = ", ".join(bundle_id[:_SHORT_ID] for bundle_id in bundles)
+        return refusal(
+            RefusalCode.BUNDLE,
+            f"the device has bundle {hello.bundle_id[:_SHORT_ID]}, this server trains for {known}; "
+            "copy the server's bundle to the device",
+        )
+    limit = manifest.self_test.max_mean_error
+    if hello.self_test_error > limit:
+        return refusal(
+            RefusalCode.SELF_TEST,
+            f"the device computes the test vectors with {hello.self_test_error:.2%} mean error, "
+            f"the bundle allows {limit:.2%}; export a bundle for its kind of processor",
+        )
+    return _judge_name(hello, owner=owner, present=present, now_s=now_s)
+
+
+def judge_batch(
+    batch: ActivationBatch,
+    buffers: Sequence[Buffer],
+    *,
+    session: Session,
+    manifest: Manifest,
+    waiting_bytes: int,
+    credit_bytes: int,
+) -> list[EncodedSample] | Refusal:
+    """Samples of a batch, not yet examined one by one.
+
+    Args:
+        session: the sender's session; `manifest` is its bundle's.
+        waiting_bytes: what the sender has in flight besides this batch.
+        credit_bytes: what it may have in flight; a single sample is let through even if it alone is larger.
+    """
+    if batch.bundle_id != session.bundle_id:
+        return refusal(
+            RefusalCode.BUNDLE,
+            f"{session.device} greeted with bundle {session.bundle_id[:_SHORT_ID]} "
+            f"and sent a batch of {batch.bundle_id[:_SHORT_ID]}",
+        )
+    in_flight = waiting_bytes + sum(buffer.nbytes for buffer in buffers)
+    alone = waiting_bytes == 0 and len(batch.samples) == 1
+    if in_flight > credit_bytes and not alone:
+        return refusal(
+            RefusalCode.OVER_CREDIT,
+            f"{session.device} has {in_flight} bytes in flight; it was granted {credit_bytes}",
+            retry_after_s=RETRY_SOON_S,
+        )
+    try:
+        return unpack(
+            batch,
+            buffers,
+            codec=manifest.wire_codec,
+            hidden=manifest.geometry.hidden,
+            with_targets=manifest.task.task is Task.CAUSAL_LM,
+        )
+    except MalformedMessage as problem:
+        return refusal(RefusalCode.MALFORMED, problem.what)
+
+
+def find_fault(sample: EncodedSample, manifest: Manifest) -> Rejected | None:
+    """Why a sample can never be trained on; None when it can."""
+    geometry = manifest.geometry
+    if sample.rows.tokens > geometry.max_tokens:
+        return _rejected(
+            sample,
+            RejectionCode.TOO_LONG,
+            f"{sample.rows.tokens} tokens; the bundle allows {geometry.max_tokens}",
+        )
+    if not sample.rows.is_finite():
+        return _rejected(sample, RejectionCode.NOT_FINITE, "the rows hold numbers that are not finite")
+    match manifest.task.task:
+        case Task.TEXT_CLASSIFICATION:
+            return _find_label_fault(sample, classes=len(manifest.task.labels))
+        case Task.CAUSAL_LM:
+            return _find_target_fault(sample, vocabulary=geometry.vocabulary)
+
+
+def refusal(code: RefusalCode, detail: str, *, retry_after_s: float | None = None) -> Refusal:
+    """A refusal whose detail fits the message."""
+    return Refusal(code=code, detail=detail[:_DETAIL_CHARACTERS], retry_after_s=retry_after_s)
+
+
+def _judge_name(hello: Hello, *, owner: str | None, present: Iterable[Presence], now_s: float) -> Session | Refusal:
+    if owner is not None and owner != hello.device:
+        return refusal(
+            RefusalCode.DEVICE_NAME,
+            f"the outbox of {hello.device} belongs to {owner}: it was copied, or the device was renamed; "
+            f"name the device {owner} again, or let it begin with a new outbox",
+        )
+    for other in present:
+        silent_s = now_s - other.last_heard_s
+        if other.session.device == hello.device and other.session.outbox != hello.outbox and silent_s < LIVE_S:
+            return refusal(
+                RefusalCode.DEVICE_NAME,
+                f"another device called {hello.device} is connected; give each device its own name",
+                retry_after_s=LIVE_S - max(silent_s, 0.0),
+            )
+    return Session(device=hello.device, outbox=hello.outbox, bundle_id=hello.bundle_id)
+
+
+def _find_label_fault(sample: EncodedSample, *, classes: int) -> Rejected | None:
+    if sample.label is None:
+        return _rejected(sample, RejectionCode.LABEL, f"no label; the bundle has {classes} classes")
+    if sample.label >= classes:
+        return _rejected(sample, RejectionCode.LABEL, f"label {sample.label}; the bundle has {classes} classes")
+    return None
+
+
+def _find_target_fault(sample: EncodedSample, *, vocabulary: int) -> Rejected | None:
+    if sample.label is not None:
+        return _rejected(sample, RejectionCode.LABEL, "a class label; the bundle is for causal language modelling")
+    targets = sample.targets
+    if targets is None or bool((targets == NO_TARGET).all()):
+        return _rejected(sample, RejectionCode.TARGETS, "no token to predict")
+    strange = targets[(targets != NO_TARGET) & ((targets < 0) | (targets >= np.int64(vocabulary)))]
+    if strange.size:
+        return _rejected(
+            sample, RejectionCode.TARGETS, f"target {int(strange[0])}; the vocabulary has {vocabulary} tokens"
+        )
+    return None
+
+
+def _rejected(sample: EncodedSample, code: RejectionCode, detail: str) -> Rejected:
+    return Rejected(ordinal=sample.ordinal, code=code, detail=detail)

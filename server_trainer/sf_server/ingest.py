@@ -1,0 +1,280 @@
+"""Ingest: one group of arrivals at a time is judged, made durable in one transaction, and only then answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sf_contract import SOFTWARE
+from sf_contract.activations import EncodedSample
+from sf_contract.errors import DiskFull, MalformedMessage
+from sf_contract.frames import Buffer, Envelope, decode
+from sf_contract.manifest import Manifest
+from sf_contract.messages import (
+    Ack,
+    ActivationBatch,
+    AnyMessage,
+    Finished,
+    FinishNoted,
+    Hello,
+    Ping,
+    Pong,
+    Refusal,
+    RefusalCode,
+    Rejected,
+    Verdict,
+    Welcome,
+)
+from sf_server.admission import RETRY_SOON_S, RETRY_WHEN_FULL_S, Session, find_fault, judge_batch, judge_hello, refusal
+from sf_server.connections import Connection, Connections, Traffic
+from sf_server.router import Arrival
+from sf_server.store import Store
+
+Say = Callable[[str], None]
+Clock = Callable[[], float]
+
+FULL_DETAIL: Final = "the server has no room left for samples; keep them and try again"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """A message for one connection."""
+
+    identity: bytes
+    message: AnyMessage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A batch whose samples were examined, in their order."""
+
+    examined: tuple[EncodedSample | Rejected, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """Something that has to be durable before it is answered."""
+
+    identity: bytes
+    session: Session
+    work: Hello | Batch | Finished
+
+
+Step = Task | Answer
+
+
+class Ingest:
+    """Decides about arrivals and writes them to the store; the caller owns the socket.
+
+    Args:
+        bundles: manifests by bundle id.
+        credit_bytes: payload each device may have in flight.
+        clock: seconds since 1970.
+        say: takes a line for the person watching.
+    """
+
+    def __init__(
+        self, *, store: Store, bundles: Mapping[str, Manifest], credit_bytes: int, clock: Clock, say: Say
+    ) -> None:
+        self._store = store
+        self._bundles = bundles
+        self._credit_bytes = credit_bytes
+        self._clock = clock
+        self._say = say
+        self._connections = Connections()
+        self._traffic: dict[str, Traffic] = {}
+        self._store_is_full = False
+
+    def process(self, arrivals: Sequence[Arrival]) -> list[Answer]:
+        """Answers to a group of messages, in their order; whatever an answer confirms is durable.
+
+        Raises:
+            StoreError: the store cannot be used any more.
+        """
+        now_s = self._clock()
+        steps = [self._judge(arrival, now_s) for arrival in arrivals]
+        answers = self._settle(steps, now_s)
+        self._connections.all_answered()
+        return answers
+
+    def note_sent(self, identity: bytes, nbytes: int) -> None:
+        """Count an answer that was handed to the network."""
+        session = self._connections.session_of(identity)
+        if session is not None:
+            self._traffic_of(session).bytes_out += nbytes
+
+    def flush(self) -> None:
+        """Write down traffic that is not in the store yet (when it is full, later), and forget silent connections."""
+        self._connections.forget_silent(now_s=self._clock())
+        if not self._traffic:
+            return
+        try:
+            with self._store.commit():
+                self._write_traffic(self._clock())
+        except DiskFull:
+            return
+        self._traffic.clear()
+
+    def _judge(self, arrival: Arrival, now_s: float) -> Step:
+        connection = self._connections.heard(arrival.identity, now_s=now_s)
+        try:
+            step = self._judge_message(arrival.identity, connection, decode(arrival.frames), now_s)
+        except MalformedMessage as problem:
+            step = Answer(arrival.identity, self._refuse_malformed(connection, problem))
+        if connection.session is not None:
+            self._traffic_of(connection.session).bytes_in += arrival.nbytes
+        return step
+
+    def _judge_message(self, identity: bytes, connection: Connection, envelope: Envelope, now_s: float) -> Step:
+        message = envelope.message
+        if envelope.buffers and not isinstance(message, ActivationBatch):
+            raise MalformedMessage(f"{type(message).__name__} came with {len(envelope.buffers)} buffers; it has none")
+        match message:
+            case Hello():
+                return self._judge_hello(identity, message, now_s)
+            case Ping():
+                return Answer(identity, Pong())
+            case ActivationBatch() | Finished():
+                if connection.session is None:
+                    detail = "this server does not know the connection yet; greet with a Hello first"
+                    return Answer(identity, refusal(RefusalCode.HELLO_FIRST, detail, retry_after_s=0))
+                if isinstance(message, Finished):
+                    return Task(identity, connection.session, message)
+                return self._judge_batch(identity, connection, connection.session, message, envelope.buffers)
+            case _:
+                raise MalformedMessage(f"{type(message).__name__} is a message that only a server sends")
+
+    def _judge_hello(self, identity: bytes, hello: Hello, now_s: float) -> Step:
+        judged = judge_hello(
+            hello,
+            bundles=self._bundles,
+            owner=self._store.owner(hello.outbox),
+            present=self._connections.present_besides(identity),
+            now_s=now_s,
+        )
+        if isinstance(judged, Refusal):
+            self._say(f"{hello.device} is refused: {judged.detail}")
+            return Answer(identity, judged)
+        self._connections.begin(identity, judged)
+        return Task(identity, judged, hello)
+
+    def _judge_batch(
+        self,
+        identity: bytes,
+        connection: Connection,
+        session: Session,
+        batch: ActivationBatch,
+        buffers: tuple[Buffer, ...],
+    ) -> Step:
+        manifest = self._bundles[session.bundle_id]
+        judged = judge_batch(
+            batch,
+            buffers,
+            session=session,
+            manifest=manifest,
+            waiting_bytes=connection.waiting_bytes,
+            credit_bytes=self._credit_bytes,
+        )
+        if isinstance(judged, Refusal):
+            return Answer(identity, judged)
+        connection.waiting_bytes += sum(sample.nbytes for sample in judged)
+        examined = tuple(find_fault(sample, manifest) or sample for sample in judged)
+        return Task(identity, session, Batch(examined))
+
+    def _refuse_malformed(self, connection: Connection, problem: MalformedMessage) -> Refusal:
+        connection.malformed += 1
+        if connection.malformed == 1:
+            sender = connection.session.device if connection.session else "someone who did not greet"
+            self._say(f"{sender} sent something that is no message ({problem.what}); it is told so each time")
+        return refusal(RefusalCode.MALFORMED, problem.what, retry_after_s=RETRY_SOON_S)
+
+    def _settle(self, steps: Sequence[Step], now_s: float) -> list[Answer]:
+        """Carry out what there is room for: everything, else all but the samples, else nothing."""
+        try:
+            return self._carry_out_all(steps, now_s)
+        except DiskFull as problem:
+            self._note_full(problem)
+        without_samples = [_refused(step) if _is_batch(step) else step for step in steps]
+        try:
+            return self._carry_out_all(without_samples, now_s)
+        except DiskFull:
+            for step in steps:
+                if isinstance(step, Task) and isinstance(step.work, Hello):
+                    self._connections.end(step.identity)
+        return [_refused(step) for step in steps]
+
+    def _carry_out_all(self, steps: Sequence[Step], now_s: float) -> list[Answer]:
+        if all(isinstance(step, Answer) for step in steps):
+            return [step for step in steps if isinstance(step, Answer)]
+        with self._store.commit():
+            answers = [self._carry_out(step, now_s) if isinstance(step, Task) else step for step in steps]
+            self._write_traffic(now_s)
+        self._traffic.clear()
+        if self._store_is_full and any(map(_is_batch, steps)):
+            self._store_is_full = False
+            self._say("there is room for samples again")
+        return answers
+
+    def _carry_out(self, task: Task, now_s: float) -> Answer:
+        match task.work:
+            case Hello():
+                return Answer(task.identity, self._welcome(task.session, task.work, now_s))
+            case Batch():
+                return Answer(task.identity, self._store_batch(task.session, task.work, now_s))
+            case Finished():
+                return Answer(task.identity, self._note_finished(task, task.work, now_s))
+
+    def _welcome(self, session: Session, hello: Hello, now_s: float) -> Welcome:
+        self._store.note_hello(
+            device=session.device,
+            outbox=session.outbox,
+            bundle_id=session.bundle_id,
+            self_test_error=hello.self_test_error,
+            waiting_samples=hello.waiting_samples,
+            now_s=now_s,
+        )
+        return Welcome(software=SOFTWARE, credit_bytes=self._credit_bytes)
+
+    def _store_batch(self, session: Session, batch: Batch, now_s: float) -> Ack:
+        rejected = [item for item in batch.examined if isinstance(item, Rejected)]
+        usable = [item for item in batch.examined if isinstance(item, EncodedSample)]
+        stored = self._store.add(
+            device=session.device, outbox=session.outbox, bundle_id=session.bundle_id, samples=usable
+        )
+        if rejected:
+            self._store.note_traffic(
+                outbox=session.outbox, bytes_in=0, bytes_out=0, rejected=len(rejected), now_s=now_s
+            )
+        in_order = iter(stored)
+        verdicts: list[Verdict] = [item if isinstance(item, Rejected) else next(in_order) for item in batch.examined]
+        return Ack(verdicts=tuple(verdicts), credit_bytes=self._credit_bytes)
+
+    def _note_finished(self, task: Task, finished: Finished, now_s: float) -> FinishNoted:
+        self._store.note_finished(outbox=task.session.outbox, skipped_rows=finished.skipped_rows, now_s=now_s)
+        self._connections.heard(task.identity, now_s=now_s).finished = True
+        return FinishNoted()
+
+    def _note_full(self, problem: DiskFull) -> None:
+        if not self._store_is_full:
+            self._say(f"{problem.one_line()} Devices keep their samples and try again every {RETRY_WHEN_FULL_S:g} s.")
+        self._store_is_full = True
+
+    def _traffic_of(self, session: Session) -> Traffic:
+        return self._traffic.setdefault(session.outbox, Traffic())
+
+    def _write_traffic(self, now_s: float) -> None:
+        for outbox, traffic in self._traffic.items():
+            self._store.note_traffic(
+                outbox=outbox, bytes_in=traffic.bytes_in, bytes_out=traffic.bytes_out, rejected=0, now_s=now_s
+            )
+
+
+def _is_batch(step: Step) -> bool:
+    return isinstance(step, Task) and isinstance(step.work, Batch)
+
+
+def _refused(step: Step) -> Answer:
+    if isinstance(step, Answer):
+        return step
+    return Answer(step.identity, refusal(RefusalCode.STORE_FULL, FULL_DETAIL, retry_after_s=RETRY_WHEN_FULL_S))

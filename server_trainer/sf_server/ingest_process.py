@@ -1,0 +1,122 @@
+"""The ingest process: receives devices for one run folder until it is told to stop. Needs no torch.
+
+Started by the supervisor as `python -m sf_server.ingest_process --run DIR`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from sf_contract.bundle import open_bundle
+from sf_contract.command import ArgumentParser, run_command, say
+from sf_contract.errors import AddressInUse, MismatchError
+from sf_contract.frames import encode
+from sf_contract.limits import MIB
+from sf_contract.manifest import Manifest
+from sf_server.ingest import Ingest
+from sf_server.parent import leave_with_parent
+from sf_server.router import Router
+from sf_server.run_folder import IngestRecord, RunFolder, RunRecord
+from sf_server.store import Store
+
+GROUP_BYTES: Final = 16 * MIB
+GROUP_MESSAGES: Final = 1_000
+"""What is made durable together, at most; more waits in the sockets."""
+
+POLL_S: Final = 0.2
+FLUSH_EVERY_S: Final = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Receive devices; ends with 0 after SIGTERM, or with the exit code of one of our errors."""
+    return run_command("sf-server ingest", _ingest, argv)
+
+
+def serve(router: Router, ingest: Ingest, *, stop: threading.Event) -> None:
+    """Receive, make durable, answer; after `stop` is set, once more what has already arrived."""
+    flushed_s = time.monotonic()
+    while not stop.is_set():
+        _serve_group(router, ingest, timeout_s=POLL_S)
+        if time.monotonic() - flushed_s >= FLUSH_EVERY_S:
+            ingest.flush()
+            flushed_s = time.monotonic()
+    _serve_group(router, ingest, timeout_s=0)
+    ingest.flush()
+
+
+def wildcard_or_former(bind: str, former: str | None) -> str:
+    """The address to try first: devices know the port that a former ingest of this run was given for `*`."""
+    host, _, port = bind.rpartition(":")
+    if port in {"*", "0"} and former is not None and former.rpartition(":")[0] == host:
+        return former
+    return bind
+
+
+def _serve_group(router: Router, ingest: Ingest, *, timeout_s: float) -> None:
+    arrivals = router.receive(timeout_s=timeout_s, max_bytes=GROUP_BYTES, max_messages=GROUP_MESSAGES)
+    for answer in ingest.process(arrivals):
+        frames = encode(answer.message)
+        if router.send(answer.identity, frames):
+            ingest.note_sent(answer.identity, sum(map(len, frames)))
+
+
+def _ingest(arguments: Sequence[str]) -> int:
+    parser = ArgumentParser(
+        prog="sf-server ingest", description="Receive devices for a run; started by sf-server train."
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder")
+    folder = RunFolder(parser.parse_args(arguments).run)
+    leave_with_parent()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *unused: stop.set())
+    record = folder.record()
+    manifest = _verified_manifest(record)
+    settings = record.settings
+    with (
+        Store.open(folder.store_path, max_bytes=settings.max_store_bytes) as store,
+        _bound(folder, record) as router,
+    ):
+        ingest = Ingest(
+            store=store,
+            bundles={record.bundle_id: manifest},
+            credit_bytes=settings.credit_bytes,
+            clock=time.time,
+            say=lambda text: say(f"sf-server ingest: {text}"),
+        )
+        folder.announce_ingest(IngestRecord(address=router.address, pid=os.getpid()))
+        say(f"sf-server ingest: receiving devices on {router.address}")
+        serve(router, ingest, stop=stop)
+    return 0
+
+
+def _verified_manifest(record: RunRecord) -> Manifest:
+    bundle = open_bundle(Path(record.settings.bundle))
+    if bundle.bundle_id != record.bundle_id:
+        raise MismatchError(
+            f"{bundle.folder} holds bundle {bundle.bundle_id[:12]}, the run belongs to {record.bundle_id[:12]}",
+            cure="give the run's bundle with --bundle",
+        )
+    return bundle.manifest
+
+
+def _bound(folder: RunFolder, record: RunRecord) -> Router:
+    bind, insecure = record.settings.bind, record.settings.insecure
+    former = folder.ingest_record()
+    first = wildcard_or_former(bind, None if former is None else former.address)
+    try:
+        return Router(first, insecure=insecure)
+    except AddressInUse:
+        if first == bind:
+            raise
+        return Router(bind, insecure=insecure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

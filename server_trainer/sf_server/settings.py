@@ -1,0 +1,177 @@
+"""Settings of `sf-server train`: names, ranges, defaults and help texts, each in one place."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sf_contract.errors import UsageError
+from sf_contract.limits import MIB
+
+DEFAULT_BIND: Final = "tcp://127.0.0.1:5555"
+DEFAULT_MAX_STORE_BYTES: Final = 20 * 1024 * MIB
+DEFAULT_CREDIT_BYTES: Final = 4 * MIB
+
+AtLeastOne = Annotated[int, Meta(ge=1, le=2**31)]
+AtLeastZero = Annotated[int, Meta(ge=0, le=2**31)]
+Rate = Annotated[float, Meta(gt=0, le=10)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+MAY_CHANGE_ON_RESUME: Final = frozenset(
+    {
+        "bind",
+        "bundle",  # compared by its id
+        "checkpoint_every_s",
+        "credit_bytes",
+        "expect_devices",  # when the data is complete, not what is computed from it
+        "expect_samples",
+        "insecure",
+        "json",
+        "max_store_bytes",
+        "model",  # compared by the hash in the bundle's manifest
+        "resume",
+        "run",
+        "threads",
+        "validate",
+    }
+)
+"""Settings that do not change what a run computes; all others must stay as they were."""
+
+
+class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every option of `sf-server train`; the descriptions are the texts of `--help`."""
+
+    bundle: Annotated[str, Meta(description="bundle folder, as sf-export wrote it")]
+    run: Annotated[str, Meta(description="folder of this run: store, checkpoints, adapter; made if it does not exist")]
+    model: Annotated[
+        str | None, Meta(description="base model: hub id, folder or .gguf file; by default the one the bundle names")
+    ] = None
+    resume: Annotated[bool, Meta(description="go on with the run in --run; settings not given stay as they were")] = (
+        False
+    )
+
+    expect_devices: Annotated[
+        AtLeastOne | None, Meta(description="the data is complete once this many devices have finished")
+    ] = None
+    expect_samples: Annotated[
+        AtLeastOne | None, Meta(description="the data is complete once this many training samples are stored")
+    ] = None
+
+    bind: Annotated[str, Meta(description="address on which devices are received")] = DEFAULT_BIND
+    insecure: Annotated[
+        bool, Meta(description="allow unencrypted reception on other addresses than this machine's own loopback")
+    ] = False
+    max_store_bytes: Annotated[
+        Annotated[int, Meta(ge=1 * MIB)], Meta(description="room for received samples; when full, devices wait")
+    ] = DEFAULT_MAX_STORE_BYTES
+    credit_bytes: Annotated[
+        Annotated[int, Meta(ge=64 * 1024, le=1 << 40)],
+        Meta(description="bytes a device may have sent without an answer"),
+    ] = DEFAULT_CREDIT_BYTES
+
+    epochs: Annotated[AtLeastOne, Meta(description="times each training sample is trained on")] = 3
+    batch_tokens: Annotated[AtLeastOne, Meta(description="tokens per training step, at most")] = 2048
+    batch_samples: Annotated[AtLeastOne, Meta(description="samples per training step, at most")] = 16
+    window_samples: Annotated[
+        AtLeastOne, Meta(description="samples that are shuffled together while the first epoch arrives")
+    ] = 256
+    seed: Annotated[AtLeastZero, Meta(description="seed of shuffling and of new weights")] = 0
+
+    learning_rate: Annotated[Rate, Meta(description="peak learning rate of the LoRA weights")] = 3e-4
+    head_learning_rate: Annotated[Rate, Meta(description="peak learning rate of the classification head")] = 1e-3
+    warmup_steps: Annotated[AtLeastZero, Meta(description="steps over which the learning rate rises")] = 20
+    weight_decay: Annotated[Annotated[float, Meta(ge=0, le=1)], Meta(description="AdamW weight decay")] = 0.01
+    lora_rank: Annotated[Annotated[int, Meta(ge=1, le=4096)], Meta(description="rank of the LoRA matrices")] = 8
+    lora_alpha: Annotated[
+        Annotated[float, Meta(gt=0, le=65_536)], Meta(description="LoRA scale: updates are multiplied by alpha / rank")
+    ] = 16
+    lora_dropout: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)], Meta(description="dropout before the LoRA matrices")
+    ] = 0
+    lora_targets: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...],
+        Meta(description="projections with LoRA, comma-separated (q_proj,v_proj); empty: all linear projections"),
+    ] = ()
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="where to train")] = "auto"
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], Meta(description="type of the frozen base weights")] = "auto"
+    threads: Annotated[
+        Annotated[int, Meta(ge=0, le=4096)], Meta(description="processor threads for training; 0: all usable cores")
+    ] = 0
+    checkpoint_every_s: Annotated[Seconds, Meta(description="seconds between checkpoints")] = 30
+    validate: Annotated[bool, Meta(description="evaluate on the samples that devices held out")] = True
+    json: Annotated[bool, Meta(description="results and errors as JSON")] = False
+
+
+def check_train_settings(settings: TrainSettings) -> None:
+    """Refuse combinations that no single field can rule out.
+
+    Raises:
+        UsageError: not exactly one way to know that the data is complete, or plaintext reception from other machines.
+    """
+    if (settings.expect_devices is None) == (settings.expect_samples is None):
+        found = "neither" if settings.expect_devices is None else "both"
+        raise UsageError(
+            f"training must know when the data is complete, and {found} of --expect-devices and --expect-samples is given",
+            cure="give one of them: the number of devices that will finish, or of training samples that will arrive",
+        )
+    check_bind(settings.bind, insecure=settings.insecure)
+
+
+def check_bind(bind: str, *, insecure: bool) -> None:
+    """Refuse addresses that are none, or that other machines can reach unencrypted.
+
+    Raises:
+        UsageError: see above.
+    """
+    transport, separator, rest = bind.partition("://")
+    if not separator or not rest or transport not in {"tcp", "ipc"}:
+        raise UsageError(f"{bind!r} is not an address to bind", cure="give one like tcp://127.0.0.1:5555")
+    if transport == "tcp" and not rest.rpartition(":")[0]:
+        raise UsageError(f"{bind!r} has no port", cure=f"give one like {DEFAULT_BIND}")
+    if transport == "tcp" and not insecure and not _is_loopback(rest.rpartition(":")[0]):
+        raise UsageError(
+            f"{bind} can be reached from other machines, and what devices send is not encrypted",
+            cure="bind to 127.0.0.1 and tunnel, or accept it on a network you trust with --insecure",
+        )
+
+
+def with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """The settings with paths that do not depend on the working directory; hub ids stay as they are."""
+    model = settings.model
+    if model is not None and Path(model).exists():
+        model = str(Path(model).absolute())
+    return msgspec.structs.replace(
+        settings, bundle=str(Path(settings.bundle).absolute()), run=str(Path(settings.run).absolute()), model=model
+    )
+
+
+def differences(old: TrainSettings, new: TrainSettings, *, apart_from: Collection[str]) -> list[str]:
+    """Fields that differ, each as `--name old -> new`."""
+    changed: list[str] = []
+    for name in old.__struct_fields__:
+        before, after = getattr(old, name), getattr(new, name)
+        if name not in apart_from and before != after:
+            changed.append(f"--{name.replace('_', '-')} {_shown(before)} -> {_shown(after)}")
+    return changed
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "(empty)"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    return str(value)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,56 @@
+"""The store's tables and its longer statements. Small columns stand before the blobs, so that reading them stays cheap."""
+
+from __future__ import annotations
+
+from typing import Final
+
+APPLICATION_ID: Final = int.from_bytes(b"SFst", "big")
+SCHEMA_VERSION: Final = 1
+
+SCHEMA: Final = f"""
+CREATE TABLE devices(
+    outbox TEXT PRIMARY KEY,
+    device TEXT NOT NULL,
+    bundle_id TEXT NOT NULL,
+    self_test_error REAL NOT NULL,
+    first_seen_s REAL NOT NULL,
+    last_seen_s REAL NOT NULL,
+    bytes_in INTEGER NOT NULL DEFAULT 0,
+    bytes_out INTEGER NOT NULL DEFAULT 0,
+    samples INTEGER NOT NULL DEFAULT 0,
+    repeats INTEGER NOT NULL DEFAULT 0,
+    rejected INTEGER NOT NULL DEFAULT 0,
+    skipped_rows INTEGER NOT NULL DEFAULT 0,
+    finished INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE samples(
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    device TEXT NOT NULL,
+    outbox TEXT NOT NULL,
+    ordinal INTEGER NOT NULL,
+    bundle_id TEXT NOT NULL,
+    role TEXT NOT NULL,
+    label INTEGER,
+    tokens INTEGER NOT NULL,
+    codec TEXT NOT NULL,
+    rows BLOB NOT NULL,
+    scales BLOB NOT NULL,
+    targets BLOB,
+    UNIQUE(outbox, ordinal)
+) STRICT;
+CREATE INDEX samples_by_role ON samples(role, seq, device, tokens, label);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+INSERT_SAMPLE: Final = """
+INSERT INTO samples(device, outbox, ordinal, bundle_id, role, label, tokens, codec, rows, scales, targets)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(outbox, ordinal) DO NOTHING
+"""
+
+NOTE_HELLO: Final = """
+INSERT INTO devices(outbox, device, bundle_id, self_test_error, first_seen_s, last_seen_s)
+VALUES (:outbox, :device, :bundle_id, :self_test_error, :now_s, :now_s)
+ON CONFLICT(outbox) DO UPDATE SET bundle_id = :bundle_id, self_test_error = :self_test_error, last_seen_s = :now_s,
+    finished = CASE WHEN :waiting_samples > 0 THEN 0 ELSE finished END
+"""

@@ -1,0 +1,86 @@
+"""What is read back from the store: samples, device summaries, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sf_contract.activations import TARGET_DTYPE, Targets
+from sf_contract.codec import SCALE_DTYPE, EncodedRows, WireCodec, row_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class SampleInfo:
+    """What batching needs to know about a sample, without its rows."""
+
+    seq: int
+    device: str
+    tokens: int
+    label: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredSample:
+    """One sample. Its arrays are read-only views; `targets` is int32 `[tokens]` for causal language modelling."""
+
+    seq: int
+    device: str
+    rows: EncodedRows
+    label: int | None
+    targets: Targets | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSummary:
+    """One outbox of a device. Times are seconds since 1970, bytes are whole messages, `rejected` counts verdicts."""
+
+    device: str
+    outbox: str
+    bundle_id: str
+    self_test_error: float
+    first_seen_s: float
+    last_seen_s: float
+    bytes_in: int
+    bytes_out: int
+    samples: int
+    repeats: int
+    rejected: int
+    skipped_rows: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """What the store holds. A device has finished when the outbox it used last has."""
+
+    train_samples: int
+    train_tokens: int
+    validation_samples: int
+    validation_tokens: int
+    devices: int
+    finished_devices: int
+
+
+SampleRow = tuple[int, str, int | None, int, str, bytes, bytes, bytes | None]
+
+
+def device_summary(row: Sequence[Any]) -> DeviceSummary:
+    """A summary from its columns, in the order of the fields."""
+    return msgspec.convert(dict(zip(DeviceSummary.__dataclass_fields__, row, strict=True)), DeviceSummary, strict=False)
+
+
+def stored_sample(row: SampleRow) -> StoredSample:
+    """A sample from its columns."""
+    seq, device, label, tokens, codec, rows, scales, targets = row
+    kind = WireCodec(codec)
+    encoded = EncodedRows(
+        codec=kind,
+        rows=np.frombuffer(rows, dtype=row_dtype(kind)).reshape(tokens, -1),
+        scales=np.frombuffer(scales, dtype=SCALE_DTYPE).reshape(tokens, len(scales) // (tokens * SCALE_DTYPE.itemsize)),
+    )
+    numbers = None if targets is None else np.frombuffer(targets, dtype=TARGET_DTYPE)
+    return StoredSample(seq=seq, device=device, rows=encoded, label=label, targets=numbers)

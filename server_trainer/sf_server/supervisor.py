@@ -1,0 +1,216 @@
+"""The supervisor: starts ingest and trainer, starts them again when they crash, and ends them together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from sf_contract.errors import TrainingFailed
+from sf_server.restarts import RestartPolicy, describe_exit, is_known_failure
+from sf_server.signals import SignalWatch
+
+LAST_ANSWERS_S: Final = 2.0
+"""Ingest goes on for so long after the trainer has finished, to answer the devices' last messages."""
+
+SAVE_S: Final = 120.0
+"""A trainer that was told to stop may take so long to save."""
+
+STOP_INGEST_S: Final = 10.0
+EXIT_BY_SIGNAL: Final = 128
+
+Say = Callable[[str], None]
+
+
+def ingest_command(run: Path) -> tuple[str, ...]:
+    """How the ingest process is started."""
+    return (sys.executable, "-m", "sf_server.ingest_process", "--run", str(run))
+
+
+def trainer_command(run: Path) -> tuple[str, ...]:
+    """How the trainer process is started."""
+    return (sys.executable, "-m", "sf_server.trainer_process", "--run", str(run))
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How patient the supervisor is."""
+
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    last_answers_s: float = LAST_ANSWERS_S
+    save_s: float = SAVE_S
+    stop_ingest_s: float = STOP_INGEST_S
+
+
+class Child:
+    """One process, started again under the same name. Its standard input is a pipe that closes when we are gone.
+
+    It gets a session of its own, so that Ctrl-C reaches only the supervisor, and it inherits the run folder's lock.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], *, lock: int) -> None:
+        self.name = name
+        self.crashes_s: list[float] = []
+        self.start_at_s = float("-inf")
+        self._command = command
+        self._lock = lock
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """True from `start` until `ended` has given its exit code."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start it now."""
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, pass_fds=(self._lock,), start_new_session=True
+        )
+
+    def ended(self) -> int | None:
+        """Its exit code, once, when it has ended by itself."""
+        exit_code = None if self._process is None else self._process.poll()
+        if exit_code is not None:
+            self._release()
+        return exit_code
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code when it ends within that time."""
+        if self._process is None:
+            return None
+        try:
+            exit_code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        self._release()
+        return exit_code
+
+    def stop(self, timeout_s: float) -> int | None:
+        """Ask it to end, insist after that time; its exit code, None when it did not run."""
+        if self._process is None:
+            return None
+        self._process.terminate()
+        exit_code = self.wait(timeout_s)
+        if exit_code is None:
+            self._process.kill()
+            exit_code = self._process.wait()
+            self._release()
+        return exit_code
+
+    def _release(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
+
+
+def supervise(
+    *,
+    ingest: Sequence[str],
+    trainer: Sequence[str],
+    lock: int,
+    say: Say,
+    timing: Timing | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Run both processes until the trainer ends; the exit code of the whole.
+
+    Args:
+        ingest: command of the ingest process.
+        trainer: command of the trainer process.
+        lock: descriptor of the run folder's lock, which the children inherit.
+        say: takes a line for the person watching.
+
+    Returns:
+        0 when training is complete, the exit code of a child that ended with one of our errors (it has said why), or
+        128 + signal after SIGTERM or SIGINT.
+
+    Raises:
+        TrainingFailed: one of them keeps crashing.
+    """
+    pair = _Pair(
+        ingest=Child("ingest", ingest, lock=lock),
+        trainer=Child("trainer", trainer, lock=lock),
+        timing=timing or Timing(),
+        clock=clock,
+        say=say,
+    )
+    with SignalWatch() as signals:
+        try:
+            return pair.run(signals)
+        finally:
+            pair.stop()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pair:
+    ingest: Child
+    trainer: Child
+    timing: Timing
+    clock: Callable[[], float]
+    say: Say
+
+    def run(self, signals: SignalWatch) -> int:
+        while True:
+            signals.wait(self._start_what_is_due())
+            if signals.stop_signal is not None:
+                return self._end_by_signal(signals.stop_signal)
+            exit_code = self._look_after_trainer()
+            if exit_code is None:
+                exit_code = self._look_after_ingest()
+            if exit_code is not None:
+                return exit_code
+
+    def stop(self) -> None:
+        """End what still runs: the trainer first, so that devices are answered as long as possible."""
+        self.trainer.stop(self.timing.save_s)
+        self.ingest.stop(self.timing.stop_ingest_s)
+
+    def _start_what_is_due(self) -> float | None:
+        """Start children whose time has come; seconds until the next, None when there is nothing to start."""
+        waits: list[float] = []
+        for child in (self.ingest, self.trainer):
+            wait_s = child.start_at_s - self.clock()
+            if not child.runs and wait_s > 0:
+                waits.append(wait_s)
+            elif not child.runs:
+                child.start()
+        return min(waits, default=None)
+
+    def _look_after_trainer(self) -> int | None:
+        exit_code = self.trainer.ended()
+        if exit_code is None:
+            return None
+        if exit_code == 0:
+            self.ingest.wait(self.timing.last_answers_s)
+            return 0
+        return self._after_failure(self.trainer, exit_code, "from its last checkpoint")
+
+    def _look_after_ingest(self) -> int | None:
+        exit_code = self.ingest.ended()
+        return None if exit_code is None else self._after_failure(self.ingest, exit_code, "with what is stored")
+
+    def _after_failure(self, child: Child, exit_code: int, how: str) -> int | None:
+        if is_known_failure(exit_code):
+            return exit_code
+        child.crashes_s.append(self.clock())
+        delay_s = self.timing.policy.delay_s(child.crashes_s, now_s=self.clock())
+        ended = f"the {child.name} process ended unexpectedly ({describe_exit(exit_code)})"
+        if delay_s is None:
+            raise TrainingFailed(
+                f"{ended}, as it did {len(child.crashes_s) - 1} times before",
+                cure="read the messages above; nothing stored is lost, --resume goes on with the run",
+            )
+        self.say(f"{ended}; it is started again in {delay_s:g} s {how}")
+        child.start_at_s = self.clock() + delay_s
+        return None
+
+    def _end_by_signal(self, number: int) -> int:
+        self.say("stopping: the trainer saves its state; --resume goes on from there")
+        exit_code = self.trainer.stop(self.timing.save_s)
+        if exit_code is not None and (exit_code == 0 or is_known_failure(exit_code)):
+            return exit_code
+        return EXIT_BY_SIGNAL + number

@@ -1,0 +1,109 @@
+"""From texts to activations on the server, with the bundle's front end or with the fp32 one: for evaluation and prediction."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sf_contract.codec import EncodedRows, WireCodec
+from sf_contract.errors import DataError
+from sf_contract.front_end import open_front_end
+from sf_contract.records import BadRow, Record, Row, read_records
+from sf_contract.samples import TokenizedSample, UnusableRecord, tokenize
+from sf_contract.tokenizer import BundleTokenizer
+from sf_model.front import FrontModel, cut_front
+from sf_server.stored import StoredSample
+from sf_server.trained import Pieces
+
+RowsOf = Callable[[Sequence[int]], EncodedRows]
+"""Activations at the cut of one token sequence."""
+
+
+class FrontKind(enum.StrEnum):
+    """Which front end computes the activations."""
+
+    BUNDLE = "bundle"
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that could not be used."""
+
+    line: int
+    reason: str
+
+
+def open_text_front(pieces: Pieces, kind: FrontKind) -> RowsOf:
+    """The front end of a run: the quantized graph its devices use, or the base model's own first layers in fp32."""
+    if kind is FrontKind.BUNDLE:
+        front_end = open_front_end(pieces.bundle, threads=torch.get_num_threads())
+        return lambda token_ids: front_end.run([token_ids])[0]
+    front = cut_front(pieces.load_model(torch.float32).model, pieces.bundle.manifest.geometry.split_layer)
+    return lambda token_ids: _fp32_rows(front, token_ids)
+
+
+def read_samples(pieces: Pieces, path: Path, *, need_label: bool) -> Iterator[tuple[Row, TokenizedSample] | Skipped]:
+    """Tokenized rows of a data file, in order, exactly as a device tokenizes them.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    tokenizer = BundleTokenizer(pieces.bundle.tokenizer_path)
+    for row in read_records(path):
+        if isinstance(row, BadRow):
+            yield Skipped(row.line, row.reason)
+            continue
+        try:
+            yield row, tokenize_record(pieces, tokenizer, row.record, need_label=need_label)
+        except UnusableRecord as problem:
+            yield Skipped(row.line, str(problem))
+
+
+def tokenize_record(pieces: Pieces, tokenizer: BundleTokenizer, record: Record, *, need_label: bool) -> TokenizedSample:
+    """One record as a device of this run tokenizes it; raises UnusableRecord."""
+    manifest = pieces.bundle.manifest
+    return tokenize(record, manifest.task, tokenizer, max_tokens=manifest.geometry.max_tokens, need_label=need_label)
+
+
+def labelled_samples(pieces: Pieces, path: Path) -> tuple[list[TokenizedSample], list[Skipped]]:
+    """Usable samples of a file with known answers, and the rows that were left out.
+
+    Raises:
+        DataError: no row is usable.
+    """
+    used: list[TokenizedSample] = []
+    skipped: list[Skipped] = []
+    for found in read_samples(pieces, path, need_label=True):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        else:
+            used.append(found[1])
+    if not used:
+        first = f"; line {skipped[0].line}: {skipped[0].reason}" if skipped else ""
+        raise DataError(
+            f"{path} holds no usable row{first}", cure="give rows with the columns the bundle's template names"
+        )
+    return used, skipped
+
+
+def as_stored(samples: Sequence[TokenizedSample], rows_of: RowsOf) -> Iterator[list[StoredSample]]:
+    """Samples with their activations, one per batch: nothing is held but the current one."""
+    for index, sample in enumerate(samples):
+        yield [
+            StoredSample(
+                seq=index, device="file", rows=rows_of(sample.token_ids), label=sample.label, targets=sample.targets
+            )
+        ]
+
+
+@torch.no_grad()
+def _fp32_rows(front: FrontModel, token_ids: Sequence[int]) -> EncodedRows:
+    input_ids = torch.tensor([list(token_ids)])
+    rows = front(input_ids, torch.ones_like(input_ids))[0].numpy()
+    return EncodedRows(codec=WireCodec.FP32, rows=rows, scales=np.zeros((len(rows), 0), dtype=np.float32))

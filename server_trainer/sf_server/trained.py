@@ -1,0 +1,131 @@
+"""Opening the pieces of a run: bundle, base model, back end; and, once trained, the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sf_contract.bundle import Bundle, open_bundle
+from sf_contract.errors import UsageError
+from sf_contract.manifest import BaseModel
+from sf_model.back import BackEnd
+from sf_model.checkpoint import Checkpoint, LoadedModel, check_same_base, load_model, open_checkpoint
+from sf_server.lora import load_adapter
+from sf_server.run_folder import RunFolder
+from sf_server.settings import TrainSettings
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """What a run is made of.
+
+    Attributes:
+        folder: the run folder.
+        settings: the run's settings.
+        bundle: the verified bundle its devices use.
+        checkpoint: the base model on this machine, checked against the bundle.
+        device: where to compute.
+        dtype: dtype of the back end's frozen weights.
+    """
+
+    folder: RunFolder
+    settings: TrainSettings
+    bundle: Bundle
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+
+    def load_model(self, dtype: torch.dtype | None = None) -> LoadedModel:
+        """The whole model for the bundle's task."""
+        spec = self.bundle.manifest.task
+        return load_model(
+            self.checkpoint,
+            task=spec.task,
+            dtype=dtype or self.dtype,
+            labels=spec.labels,
+            seed=self.settings.seed,
+        )
+
+    def back_end(self, model: LoadedModel) -> BackEnd:
+        """The model cut at the bundle's split layer, on the compute device; the model is used up."""
+        back_end = BackEnd(model.model, self.bundle.manifest.geometry.split_layer)
+        back_end.to(self.device)
+        return back_end
+
+
+def open_pieces(run: Path, *, model: str | None = None, say: Say = lambda _: None) -> Pieces:
+    """Open a run.
+
+    Args:
+        run: the run folder.
+        model: base model; None for the one the run was trained with, or the one the bundle names.
+
+    Raises:
+        UsageError: there is no run, or the base model is a local one and `model` is not given.
+        BundleError, ModelError, MismatchError: as opening and comparing them finds.
+    """
+    folder = RunFolder(run)
+    settings = folder.settings()
+    bundle = open_bundle(Path(settings.bundle))
+    base = bundle.manifest.base_model
+    source = model or settings.model or _hub_name(base)
+    revision = base.revision if source == base.name else None
+    checkpoint = open_checkpoint(source, revision=revision, say=say)
+    check_same_base(checkpoint, base)
+    device = choose_device(settings.device)
+    return Pieces(
+        folder=folder,
+        settings=settings,
+        bundle=bundle,
+        checkpoint=checkpoint,
+        device=device,
+        dtype=choose_dtype(settings.dtype, device),
+    )
+
+
+def trained_back_end(pieces: Pieces) -> BackEnd:
+    """The back end with the run's published adapter, ready to evaluate.
+
+    Raises:
+        MismatchError: the run has published no adapter yet.
+    """
+    back_end = pieces.back_end(pieces.load_model())
+    load_adapter(back_end, pieces.folder.adapter_path)
+    back_end.to(pieces.device)
+    return back_end
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The compute device for a `--device` setting.
+
+    Raises:
+        UsageError: cuda was asked for, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError(
+            "--device cuda: PyTorch finds no CUDA device", cure="use --device cpu, or install a CUDA build"
+        )
+    return torch.device("cuda" if wanted != "cpu" and available else "cpu")
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Dtype of frozen weights for a `--dtype` setting: `auto` is bf16 where the hardware multiplies it, else fp32."""
+    if wanted != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def _hub_name(base: BaseModel) -> str:
+    if base.revision is None:
+        raise UsageError(
+            f"the bundle was made from the local model {base.name}", cure="say where it is on this machine with --model"
+        )
+    return base.name

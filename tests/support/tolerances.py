@@ -1,0 +1,12 @@
+"""Every tolerance of the tests, with its reason."""
+
+from __future__ import annotations
+
+FP32_RELATIVE = 2e-5
+"""fp32 results along two paths that add in another order (other batch shape, ONNX Runtime's kernels)."""
+
+EXACT = 0.0
+"""The same operations in the same order."""
+
+BF16_RELATIVE = 0.05
+"""bf16 keeps 8 bits: one rounding is 0.4 %, and some dozens add up over the layers of a back end."""
