@@ -108,9 +108,9 @@ def encode_rows(activations: FloatRows, codec: WireCodec) -> EncodedRows:
     padded[:, :hidden] = activations
     grouped = padded.reshape(tokens, groups, GROUP_CHANNELS)
     peak = np.abs(grouped).max(axis=2)
-    scales = np.where(peak > 0, peak / np.float32(INT8_PEAK), np.float32(1)).astype(np.float32)
+    scales = np.where(peak == 0, np.float32(1), peak / np.float32(INT8_PEAK)).astype(np.float32)
     levels = np.clip(np.rint(grouped / scales[:, :, None]), -INT8_PEAK, INT8_PEAK)
-    rows = levels.reshape(tokens, -1)[:, :hidden].astype(np.int8)
+    rows = levels.reshape(tokens, groups * GROUP_CHANNELS)[:, :hidden].astype(np.int8)
     return EncodedRows(codec=codec, rows=np.ascontiguousarray(rows), scales=scales)
 
 

@@ -94,11 +94,15 @@ def _skip_rest_of_line(stream: TextIO) -> None:
 def _json_row(number: int, text: str) -> Row | BadRow:
     try:
         value = json.loads(text)
+        if not isinstance(value, dict):
+            return BadRow(number, f"expected a JSON object, found {type(value).__name__}")
+        record = {key: _as_text(item) for key, item in value.items() if item is not None}
+        "".join((*record, *record.values())).encode()
+    except UnicodeEncodeError:
+        return BadRow(number, "holds half of a surrogate pair, which is not a character")
     except (ValueError, RecursionError) as problem:
         return BadRow(number, f"not JSON: {problem}")
-    if not isinstance(value, dict):
-        return BadRow(number, f"expected a JSON object, found {type(value).__name__}")
-    return Row(number, {key: _as_text(item) for key, item in value.items() if item is not None})
+    return Row(number, record)
 
 
 def _as_text(item: object) -> str:

@@ -6,10 +6,9 @@ import ast
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import Final
 
 import onnx_ir as ir
 import torch
@@ -24,8 +23,8 @@ from sf_model.front import FrontModel
 OPSET: Final = 18
 """Newer ones bring single Attention and RotaryEmbedding nodes, which are no faster and fail for some batches."""
 
-KIND_KEY: Final = "sf.kind"
-"""Node metadata: name of the module inside its block that a matrix product comes from."""
+MODULE_KEY: Final = "sf.module"
+"""Node metadata: dotted name, inside the `FrontModel`, of the module a node comes from."""
 
 _SCOPES_KEY: Final = "pkg.torch.onnx.name_scopes"
 _EXPORTER_LOGGERS: Final = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
@@ -98,12 +97,11 @@ class WireFront(nn.Module):
 
 def quantize_embedding(front: FrontModel, vocabulary: int) -> None:
     """Replace the token embedding in place by its int8 form; learned positions stay as they are."""
-    embedding = cast(nn.Module, front.base.get_input_embeddings())
-    front.base.set_input_embeddings(Int8Embedding(embedding, vocabulary))
+    front.base.set_input_embeddings(Int8Embedding(front.base.get_input_embeddings(), vocabulary))
 
 
 def export_graph(front: FrontModel, *, hidden: int, codec: WireCodec) -> ir.Model:
-    """The ONNX graph of a front end; matrix products carry their kind in the metadata `KIND_KEY`.
+    """The ONNX graph of a front end; nodes name their module in the metadata `MODULE_KEY`.
 
     Raises:
         ModelError: PyTorch's exporter cannot express the model.
@@ -141,12 +139,13 @@ def serialize(model: ir.Model) -> bytes:
     """
     passes.ClearMetadataAndDocStringPass()(model)
     try:
-        return ir.to_proto(model).SerializeToString(deterministic=True)
+        raw: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     except ValueError as problem:
         raise ModelError(
             f"the graph does not fit into one ONNX file of 2 GB: {problem}",
             cure="choose a smaller model, an earlier cut, or --quantize auto",
         ) from problem
+    return raw
 
 
 def _example_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -174,18 +173,9 @@ def _cleaned(model: ir.Model) -> ir.Model:
     model.producer_name = model.producer_version = model.domain = None
     model.metadata_props.clear()
     for node in model.graph:
-        kind = _kind(node)
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
         node.metadata_props.clear()
-        if kind:
-            node.metadata_props[KIND_KEY] = kind
+        # The scopes of a node: "", "front", "front.base", ..., the innermost module, the operation.
+        if len(scopes) > 2:
+            node.metadata_props[MODULE_KEY] = str(scopes[-2]).removeprefix("front.")
     return model
-
-
-def _kind(node: ir.Node) -> str | None:
-    """`mlp.down_proj` for the scopes `["", "front", ..., "front.base.layers.0.mlp.down_proj", "linear"]`."""
-    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
-    if len(scopes) < 2:
-        return None
-    module: str = scopes[-2]
-    inside_block = re.search(r"\.\d+\.(.+)$", module)
-    return inside_block[1] if inside_block else module.removeprefix("front.base.")

@@ -18,6 +18,7 @@ Weights have 7 bits: processors without VNNI add two products in 16 bits, and 25
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,7 +28,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from sf_export.graph import KIND_KEY
+from sf_export.graph import MODULE_KEY
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -75,9 +76,16 @@ def products_with_weights(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == "MatMul" and _is_weight(node.inputs[1])]
 
 
+def module_of(node: ir.Node) -> str:
+    """Dotted name of the module a matrix product comes from."""
+    return node.metadata_props.get(MODULE_KEY, "other")
+
+
 def kind_of(node: ir.Node) -> str:
-    """The kind of a matrix product."""
-    return node.metadata_props.get(KIND_KEY, "other")
+    """The kind of a matrix product: its module's name inside the block, such as `mlp.down_proj`."""
+    module = module_of(node)
+    inside_block = re.search(r"\.\d+\.(.+)$", module)
+    return inside_block[1] if inside_block else module.removeprefix("base.")
 
 
 def kinds(model: ir.Model) -> tuple[str, ...]:
@@ -100,13 +108,12 @@ class ProjectionQuantizer:
 
     Args:
         model: the fp32 graph, as `split_gemms` leaves it.
-        input_peaks: largest absolute value of each channel of the products' inputs on real text, by value name.
+        input_peaks: largest absolute value of each input channel on real text, by module name.
     """
 
     def __init__(self, model: ir.Model, input_peaks: Mapping[str, FloatArray]) -> None:
         self._model = model
-        self._input_peaks = input_peaks
-        self._weight_peaks = _joint_weight_peaks(model)
+        self._smoothing = _smoothing_by_input(model, input_peaks)
         self._weights: dict[tuple[str, bool], IntegerWeight] = {}
 
     def build(self, choices: Mapping[str, Scheme]) -> ir.Model:
@@ -131,7 +138,7 @@ class ProjectionQuantizer:
         if scheme is Scheme.INT8_DYNAMIC:
             return builder.add_many("DynamicQuantizeLinear", [x], 3)
         if scheme is Scheme.INT8_SMOOTHED:
-            x = builder.add("Mul", [x, builder.constant(f"{_name(x)}.smoothing", 1 / self._smoothing(_name(x)))])
+            x = builder.add("Mul", [x, builder.constant(f"{_name(x)}.smoothing", 1 / self._smoothing[_name(x)])])
         last_axis = builder.constant("last_axis", np.array([-1], dtype=np.int64))
         magnitude = builder.add("Abs", [x])
         peak = builder.add("ReduceMax", [magnitude, last_axis], keepdims=1)
@@ -141,9 +148,7 @@ class ProjectionQuantizer:
         levels = builder.add("QuantizeLinear", [builder.add("Div", [x, peak]), scale, zero])
         return builder.add("DequantizeLinear", [levels, scale, zero]), peak
 
-    def _product(
-        self, builder: _Builder, node: ir.Node, scheme: Scheme, inputs: tuple[ir.Value, ...]
-    ) -> ir.Value:
+    def _product(self, builder: _Builder, node: ir.Node, scheme: Scheme, inputs: tuple[ir.Value, ...]) -> ir.Value:
         name = _name(node.inputs[1])
         weight = self._weight(node, smoothed=scheme is Scheme.INT8_SMOOTHED)
         suffix = "smoothed" if scheme is Scheme.INT8_SMOOTHED else "int8"
@@ -152,7 +157,9 @@ class ProjectionQuantizer:
         if scheme is Scheme.INT8_DYNAMIC:
             x, x_scale, x_zero = inputs
             product = builder.add("MatMulInteger", [x, levels, x_zero])
-            return builder.add("Mul", [builder.add("Cast", [product], to=_FLOAT), builder.add("Mul", [x_scale, scales])])
+            return builder.add(
+                "Mul", [builder.add("Cast", [product], to=_FLOAT), builder.add("Mul", [x_scale, scales])]
+            )
         zeros = builder.constant(f"zeros_{weight.scales.size}", np.zeros(weight.scales.size, dtype=np.int8))
         right = builder.add("DequantizeLinear", [levels, scales, zeros], axis=1)
         return builder.add("Mul", [builder.add("MatMul", [inputs[0], right]), inputs[1]])
@@ -162,12 +169,9 @@ class ProjectionQuantizer:
         if key not in self._weights:
             weight = _weight_array(node.inputs[1])
             if smoothed:
-                weight = weight * self._smoothing(_name(node.inputs[0]))[:, None]
+                weight = weight * self._smoothing[_name(node.inputs[0])][:, None]
             self._weights[key] = quantize_weight(weight)
         return self._weights[key]
-
-    def _smoothing(self, input_name: str) -> FloatArray:
-        return smoothing_scales(self._input_peaks[input_name], self._weight_peaks[input_name])
 
 
 class _Builder:
@@ -193,7 +197,7 @@ class _Builder:
         if known is not None:
             return known
         tensor = ir.tensor(array, name=name)
-        value = ir.val(name, dtype=tensor.dtype, shape=tensor.shape, const_value=tensor)
+        value = ir.val(name, dtype=tensor.dtype, shape=array.shape, const_value=tensor)
         self._graph.register_initializer(value)
         return value
 
@@ -209,14 +213,23 @@ class _Builder:
         self._graph.remove(self._node, safe=True)
 
 
-def _joint_weight_peaks(model: ir.Model) -> dict[str, FloatArray]:
-    """Largest absolute weight of each input channel, over all products that read the same input."""
-    peaks: dict[str, FloatArray] = {}
+def _smoothing_by_input(model: ir.Model, input_peaks: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Smoothing scales `[in]` by the name of the products' input; products that share an input share the scales."""
+    weight_peaks: dict[str, FloatArray] = {}
+    modules: dict[str, str] = {}
     for node in products_with_weights(model):
         name = _name(node.inputs[0])
-        found = np.abs(_weight_array(node.inputs[1])).max(axis=1)
-        peaks[name] = np.maximum(peaks[name], found) if name in peaks else found
-    return peaks
+        peaks = np.abs(_weight_array(node.inputs[1])).max(axis=1)
+        weight_peaks[name] = np.maximum(weight_peaks[name], peaks) if name in weight_peaks else peaks
+        modules.setdefault(name, module_of(node))
+    scales: dict[str, FloatArray] = {}
+    for name, peaks in weight_peaks.items():
+        found = input_peaks.get(modules[name])
+        if found is None or found.shape != peaks.shape:
+            scales[name] = np.ones_like(peaks)
+        else:
+            scales[name] = smoothing_scales(found, peaks)
+    return scales
 
 
 def _is_weight(value: ir.Value | None) -> bool:

@@ -57,8 +57,6 @@ def _climb(
     return best
 
 
-def _with(
-    result: SearchResult[S], kind: str, rung: S, measure: Callable[[Mapping[str, S]], float]
-) -> SearchResult[S]:
+def _with(result: SearchResult[S], kind: str, rung: S, measure: Callable[[Mapping[str, S]], float]) -> SearchResult[S]:
     choices = {**result.choices, kind: rung}
     return SearchResult(choices, measure(choices))

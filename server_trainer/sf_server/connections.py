@@ -14,21 +14,21 @@ FORGET_CONNECTION_S: Final = 3600.0
 
 @dataclass(slots=True)
 class Connection:
-    """One peer; `waiting_bytes` is payload that came and is not answered yet, `malformed` counts unusable messages."""
+    """One peer; `waiting_bytes` is payload that came and is not answered yet."""
 
     last_heard_s: float
     session: Session | None = None
     finished: bool = False
     waiting_bytes: int = 0
-    malformed: int = 0
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of one outbox since they were last written down."""
+    """Bytes and unusable messages of one outbox since they were last written down."""
 
     bytes_in: int = 0
     bytes_out: int = 0
+    malformed: int = 0
 
 
 class Connections:
@@ -54,6 +54,14 @@ class Connections:
             if other != identity and connection.session is not None and not connection.finished:
                 yield Presence(session=connection.session, last_heard_s=connection.last_heard_s)
 
+    def unfinished(self) -> list[bytes]:
+        """Connections with a session that has not finished."""
+        return [
+            identity
+            for identity, connection in self._by_identity.items()
+            if connection.session is not None and not connection.finished
+        ]
+
     def begin(self, identity: bytes, session: Session) -> None:
         """Start a session; an earlier connection of the same outbox has ended."""
         for connection in self._by_identity.values():
@@ -62,6 +70,7 @@ class Connections:
         connection = self._by_identity[identity]
         connection.session = session
         connection.finished = False
+        connection.waiting_bytes = 0
 
     def end(self, identity: bytes) -> None:
         """Forget a session: the device has to greet again."""

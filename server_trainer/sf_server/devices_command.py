@@ -21,7 +21,7 @@ example:
   sf-server devices --run out/run
 
 "in" and "out" are bytes of whole messages from and to the device; "repeats" are samples that came again because an
-answer was lost, and were not stored again. A device has one line per outbox."""
+answer was lost, and were not stored again; "malformed" are messages that were none. A device has one line per outbox."""
 
 HEADINGS: Final = (
     "device",
@@ -29,6 +29,7 @@ HEADINGS: Final = (
     "samples",
     "repeats",
     "rejected",
+    "malformed",
     "skipped",
     "in",
     "out",
@@ -80,6 +81,7 @@ def _cells(summary: DeviceSummary, now_s: float) -> tuple[str, ...]:
         str(summary.samples),
         str(summary.repeats),
         str(summary.rejected),
+        str(summary.malformed),
         str(summary.skipped_rows),
         _amount(summary.bytes_in),
         _amount(summary.bytes_out),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
 from sf_contract import SOFTWARE
 from sf_contract.activations import EncodedSample
@@ -28,12 +28,15 @@ from sf_contract.messages import (
 )
 from sf_server.admission import RETRY_SOON_S, RETRY_WHEN_FULL_S, Session, find_fault, judge_batch, judge_hello, refusal
 from sf_server.connections import Connection, Connections, Traffic
+from sf_server.notices import Notices
 from sf_server.router import Arrival
 from sf_server.store import Store
 
 Say = Callable[[str], None]
 Clock = Callable[[], float]
 
+CLOSED_DETAIL: Final = "training is complete and needs no more samples; what this device still holds was not used"
+HELLO_FIRST_DETAIL: Final = "this server does not know the connection yet; greet with a Hello first"
 FULL_DETAIL: Final = "the server has no room left for samples; keep them and try again"
 
 
@@ -62,6 +65,7 @@ class Task:
 
 
 Step = Task | Answer
+_FROM_SERVER: Final = (Welcome, Refusal, Ack, FinishNoted, Pong)
 
 
 class Ingest:
@@ -81,10 +85,11 @@ class Ingest:
         self._bundles = bundles
         self._credit_bytes = credit_bytes
         self._clock = clock
-        self._say = say
+        self._notices = Notices(say)
         self._connections = Connections()
         self._traffic: dict[str, Traffic] = {}
         self._store_is_full = False
+        self._is_closed = False
 
     def process(self, arrivals: Sequence[Arrival]) -> list[Answer]:
         """Answers to a group of messages, in their order; whatever an answer confirms is durable.
@@ -97,6 +102,16 @@ class Ingest:
         answers = self._settle(steps, now_s)
         self._connections.all_answered()
         return answers
+
+    def close(self) -> None:
+        """From now on devices may still finish, but nobody may send samples."""
+        self._is_closed = True
+
+    def farewells(self) -> list[Answer]:
+        """For devices that have not finished: nothing more is wanted from them."""
+        return [
+            Answer(identity, refusal(RefusalCode.CLOSED, CLOSED_DETAIL)) for identity in self._connections.unfinished()
+        ]
 
     def note_sent(self, identity: bytes, nbytes: int) -> None:
         """Count an answer that was handed to the network."""
@@ -130,20 +145,25 @@ class Ingest:
         message = envelope.message
         if envelope.buffers and not isinstance(message, ActivationBatch):
             raise MalformedMessage(f"{type(message).__name__} came with {len(envelope.buffers)} buffers; it has none")
+        if isinstance(message, _FROM_SERVER):
+            raise MalformedMessage(f"{type(message).__name__} is a message that only a server sends")
+        if self._is_closed and isinstance(message, Hello | ActivationBatch):
+            return Answer(identity, refusal(RefusalCode.CLOSED, CLOSED_DETAIL))
+        if isinstance(message, Hello):
+            return self._judge_hello(identity, message, now_s)
+        session = connection.session
+        if session is None:
+            # After a Ping too: so a device learns early that its session was lost with a former ingest process.
+            return Answer(identity, refusal(RefusalCode.HELLO_FIRST, HELLO_FIRST_DETAIL, retry_after_s=0))
         match message:
-            case Hello():
-                return self._judge_hello(identity, message, now_s)
             case Ping():
                 return Answer(identity, Pong())
-            case ActivationBatch() | Finished():
-                if connection.session is None:
-                    detail = "this server does not know the connection yet; greet with a Hello first"
-                    return Answer(identity, refusal(RefusalCode.HELLO_FIRST, detail, retry_after_s=0))
-                if isinstance(message, Finished):
-                    return Task(identity, connection.session, message)
-                return self._judge_batch(identity, connection, connection.session, message, envelope.buffers)
+            case Finished():
+                return Task(identity, session, message)
+            case ActivationBatch():
+                return self._judge_batch(identity, connection, session, message, envelope.buffers)
             case _:
-                raise MalformedMessage(f"{type(message).__name__} is a message that only a server sends")
+                assert_never(message)
 
     def _judge_hello(self, identity: bytes, hello: Hello, now_s: float) -> Step:
         judged = judge_hello(
@@ -154,7 +174,7 @@ class Ingest:
             now_s=now_s,
         )
         if isinstance(judged, Refusal):
-            self._say(f"{hello.device} is refused: {judged.detail}")
+            self._notices.say_once((hello.device, judged.code), f"{hello.device} is refused: {judged.detail}")
             return Answer(identity, judged)
         self._connections.begin(identity, judged)
         return Task(identity, judged, hello)
@@ -179,14 +199,19 @@ class Ingest:
         if isinstance(judged, Refusal):
             return Answer(identity, judged)
         connection.waiting_bytes += sum(sample.nbytes for sample in judged)
+        connection.finished = False
         examined = tuple(find_fault(sample, manifest) or sample for sample in judged)
         return Task(identity, session, Batch(examined))
 
     def _refuse_malformed(self, connection: Connection, problem: MalformedMessage) -> Refusal:
-        connection.malformed += 1
-        if connection.malformed == 1:
-            sender = connection.session.device if connection.session else "someone who did not greet"
-            self._say(f"{sender} sent something that is no message ({problem.what}); it is told so each time")
+        sender = "someone who did not greet"
+        if connection.session is not None:
+            sender = connection.session.device
+            self._traffic_of(connection.session).malformed += 1
+        self._notices.say_once(
+            (sender, RefusalCode.MALFORMED),
+            f"{sender} sent something that is no message ({problem.what}); it is told so each time",
+        )
         return refusal(RefusalCode.MALFORMED, problem.what, retry_after_s=RETRY_SOON_S)
 
     def _settle(self, steps: Sequence[Step], now_s: float) -> list[Answer]:
@@ -213,7 +238,7 @@ class Ingest:
         self._traffic.clear()
         if self._store_is_full and any(map(_is_batch, steps)):
             self._store_is_full = False
-            self._say("there is room for samples again")
+            self._notices.say("there is room for samples again")
         return answers
 
     def _carry_out(self, task: Task, now_s: float) -> Answer:
@@ -243,9 +268,7 @@ class Ingest:
             device=session.device, outbox=session.outbox, bundle_id=session.bundle_id, samples=usable
         )
         if rejected:
-            self._store.note_traffic(
-                outbox=session.outbox, bytes_in=0, bytes_out=0, rejected=len(rejected), now_s=now_s
-            )
+            self._store.note_rejected(outbox=session.outbox, samples=len(rejected))
         in_order = iter(stored)
         verdicts: list[Verdict] = [item if isinstance(item, Rejected) else next(in_order) for item in batch.examined]
         return Ack(verdicts=tuple(verdicts), credit_bytes=self._credit_bytes)
@@ -257,7 +280,9 @@ class Ingest:
 
     def _note_full(self, problem: DiskFull) -> None:
         if not self._store_is_full:
-            self._say(f"{problem.one_line()} Devices keep their samples and try again every {RETRY_WHEN_FULL_S:g} s.")
+            self._notices.say(
+                f"{problem.one_line()} Devices keep their samples and try again every {RETRY_WHEN_FULL_S:g} s."
+            )
         self._store_is_full = True
 
     def _traffic_of(self, session: Session) -> Traffic:
@@ -266,7 +291,11 @@ class Ingest:
     def _write_traffic(self, now_s: float) -> None:
         for outbox, traffic in self._traffic.items():
             self._store.note_traffic(
-                outbox=outbox, bytes_in=traffic.bytes_in, bytes_out=traffic.bytes_out, rejected=0, now_s=now_s
+                outbox=outbox,
+                bytes_in=traffic.bytes_in,
+                bytes_out=traffic.bytes_out,
+                malformed=traffic.malformed,
+                now_s=now_s,
             )
 
 

@@ -1,6 +1,7 @@
 """The ingest process: receives devices for one run folder until it is told to stop. Needs no torch.
 
-Started by the supervisor as `python -m sf_server.ingest_process --run DIR`.
+Started by the supervisor as `python -m sf_server.ingest_process --run DIR`. SIGTERM ends it, and devices wait for its return;
+SIGUSR1 says that training is complete: devices may finish, are told that no more is wanted, and then it ends.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +22,7 @@ from sf_contract.errors import AddressInUse, MismatchError
 from sf_contract.frames import encode
 from sf_contract.limits import MIB
 from sf_contract.manifest import Manifest
-from sf_server.ingest import Ingest
+from sf_server.ingest import Answer, Ingest
 from sf_server.parent import leave_with_parent
 from sf_server.router import Router
 from sf_server.run_folder import IngestRecord, RunFolder, RunRecord
@@ -32,22 +34,38 @@ GROUP_MESSAGES: Final = 1_000
 
 POLL_S: Final = 0.2
 FLUSH_EVERY_S: Final = 5.0
+LAST_ANSWERS_S: Final = 2.0
+"""When training is complete, devices that have just sent their last sample get so long to finish."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Receive devices; ends with 0 after SIGTERM, or with the exit code of one of our errors."""
+    """Receive devices; ends with 0 after SIGTERM or SIGUSR1, or with the exit code of one of our errors."""
     return run_command("sf-server ingest", _ingest, argv)
 
 
-def serve(router: Router, ingest: Ingest, *, stop: threading.Event) -> None:
-    """Receive, make durable, answer; after `stop` is set, once more what has already arrived."""
-    flushed_s = time.monotonic()
-    while not stop.is_set():
-        _serve_group(router, ingest, timeout_s=POLL_S)
-        if time.monotonic() - flushed_s >= FLUSH_EVERY_S:
-            ingest.flush()
-            flushed_s = time.monotonic()
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the process was told; set by signal handlers."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    complete: threading.Event = field(default_factory=threading.Event)
+
+    def obey_signals(self) -> None:
+        """SIGTERM sets `stop`, SIGUSR1 sets `complete`."""
+        signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        signal.signal(signal.SIGUSR1, lambda *_: self.complete.set())
+
+
+def serve(router: Router, ingest: Ingest, *, orders: Orders) -> None:
+    """Receive, make durable, answer, until told to stop; then once more what has already arrived."""
+    _serve_until(router, ingest, lambda: orders.stop.is_set() or orders.complete.is_set())
+    if orders.complete.is_set():
+        ingest.close()
+        end_s = time.monotonic() + LAST_ANSWERS_S
+        _serve_until(router, ingest, lambda: orders.stop.is_set() or time.monotonic() >= end_s)
     _serve_group(router, ingest, timeout_s=0)
+    if orders.complete.is_set():
+        _send(router, ingest, ingest.farewells())
     ingest.flush()
 
 
@@ -59,9 +77,22 @@ def wildcard_or_former(bind: str, former: str | None) -> str:
     return bind
 
 
+def _serve_until(router: Router, ingest: Ingest, is_over: Callable[[], bool]) -> None:
+    flushed_s = time.monotonic()
+    while not is_over():
+        _serve_group(router, ingest, timeout_s=POLL_S)
+        if time.monotonic() - flushed_s >= FLUSH_EVERY_S:
+            ingest.flush()
+            flushed_s = time.monotonic()
+
+
 def _serve_group(router: Router, ingest: Ingest, *, timeout_s: float) -> None:
     arrivals = router.receive(timeout_s=timeout_s, max_bytes=GROUP_BYTES, max_messages=GROUP_MESSAGES)
-    for answer in ingest.process(arrivals):
+    _send(router, ingest, ingest.process(arrivals))
+
+
+def _send(router: Router, ingest: Ingest, answers: Sequence[Answer]) -> None:
+    for answer in answers:
         frames = encode(answer.message)
         if router.send(answer.identity, frames):
             ingest.note_sent(answer.identity, sum(map(len, frames)))
@@ -72,10 +103,11 @@ def _ingest(arguments: Sequence[str]) -> int:
         prog="sf-server ingest", description="Receive devices for a run; started by sf-server train."
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder")
+    parser.add_argument("--json", action="store_true", help="errors as JSON")
     folder = RunFolder(parser.parse_args(arguments).run)
     leave_with_parent()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *unused: stop.set())
+    orders = Orders()
+    orders.obey_signals()
     record = folder.record()
     manifest = _verified_manifest(record)
     settings = record.settings
@@ -92,7 +124,7 @@ def _ingest(arguments: Sequence[str]) -> int:
         )
         folder.announce_ingest(IngestRecord(address=router.address, pid=os.getpid()))
         say(f"sf-server ingest: receiving devices on {router.address}")
-        serve(router, ingest, stop=stop)
+        serve(router, ingest, orders=orders)
     return 0
 
 

@@ -18,8 +18,8 @@ class SignalWatch:
     """
 
     def __init__(self) -> None:
-        self.stop_signal: int | None = None
-        """The first SIGTERM or SIGINT that came."""
+        self.stop_signals: list[int] = []
+        """Every SIGTERM and SIGINT that came."""
 
     def wait(self, timeout_s: float | None) -> None:
         """Sleep until a watched signal comes, or came since the last call, or the time is over."""
@@ -43,5 +43,5 @@ class SignalWatch:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number in STOP_SIGNALS and self.stop_signal is None:
-            self.stop_signal = number
+        if number in STOP_SIGNALS:
+            self.stop_signals.append(number)

@@ -36,7 +36,10 @@ class StoredSample:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSummary:
-    """One outbox of a device. Times are seconds since 1970, bytes are whole messages, `rejected` counts verdicts."""
+    """One outbox of a device. Times are seconds since 1970, bytes are whole messages.
+
+    `rejected` counts verdicts, `malformed` messages that were none.
+    """
 
     device: str
     outbox: str
@@ -49,6 +52,7 @@ class DeviceSummary:
     samples: int
     repeats: int
     rejected: int
+    malformed: int
     skipped_rows: int
     finished: bool
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +15,6 @@ from sf_contract.errors import TrainingFailed
 from sf_server.restarts import RestartPolicy, describe_exit, is_known_failure
 from sf_server.signals import SignalWatch
 
-LAST_ANSWERS_S: Final = 2.0
-"""Ingest goes on for so long after the trainer has finished, to answer the devices' last messages."""
-
 SAVE_S: Final = 120.0
 """A trainer that was told to stop may take so long to save."""
 
@@ -26,9 +24,10 @@ EXIT_BY_SIGNAL: Final = 128
 Say = Callable[[str], None]
 
 
-def ingest_command(run: Path) -> tuple[str, ...]:
-    """How the ingest process is started."""
-    return (sys.executable, "-m", "sf_server.ingest_process", "--run", str(run))
+def ingest_command(run: Path, *, as_json: bool = False) -> tuple[str, ...]:
+    """How the ingest process is started; `as_json` is for its errors."""
+    command = (sys.executable, "-m", "sf_server.ingest_process", "--run", str(run))
+    return (*command, "--json") if as_json else command
 
 
 def trainer_command(run: Path) -> tuple[str, ...]:
@@ -41,7 +40,6 @@ class Timing:
     """How patient the supervisor is."""
 
     policy: RestartPolicy = field(default_factory=RestartPolicy)
-    last_answers_s: float = LAST_ANSWERS_S
     save_s: float = SAVE_S
     stop_ingest_s: float = STOP_INGEST_S
 
@@ -88,6 +86,11 @@ class Child:
             return None
         self._release()
         return exit_code
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def stop(self, timeout_s: float) -> int | None:
         """Ask it to end, insist after that time; its exit code, None when it did not run."""
@@ -156,8 +159,8 @@ class _Pair:
     def run(self, signals: SignalWatch) -> int:
         while True:
             signals.wait(self._start_what_is_due())
-            if signals.stop_signal is not None:
-                return self._end_by_signal(signals.stop_signal)
+            if signals.stop_signals:
+                return self._end_by_signal(signals)
             exit_code = self._look_after_trainer()
             if exit_code is None:
                 exit_code = self._look_after_ingest()
@@ -185,7 +188,8 @@ class _Pair:
         if exit_code is None:
             return None
         if exit_code == 0:
-            self.ingest.wait(self.timing.last_answers_s)
+            self.ingest.tell(signal.SIGUSR1)
+            self.ingest.wait(self.timing.stop_ingest_s)
             return 0
         return self._after_failure(self.trainer, exit_code, "from its last checkpoint")
 
@@ -208,9 +212,16 @@ class _Pair:
         child.start_at_s = self.clock() + delay_s
         return None
 
-    def _end_by_signal(self, number: int) -> int:
-        self.say("stopping: the trainer saves its state; --resume goes on from there")
-        exit_code = self.trainer.stop(self.timing.save_s)
+    def _end_by_signal(self, signals: SignalWatch) -> int:
+        """Let the trainer save and leave; it is ended at once by a second signal, or when it takes too long."""
+        self.say("stopping: the trainer saves its state, --resume goes on from there (once more to stop at once)")
+        self.trainer.tell(signal.SIGTERM)
+        end_s = self.clock() + self.timing.save_s
+        exit_code = self.trainer.ended()
+        while self.trainer.runs and len(signals.stop_signals) == 1 and self.clock() < end_s:
+            signals.wait(end_s - self.clock())
+            exit_code = self.trainer.ended()
+        self.trainer.stop(0)
         if exit_code is not None and (exit_code == 0 or is_known_failure(exit_code)):
             return exit_code
-        return EXIT_BY_SIGNAL + number
+        return EXIT_BY_SIGNAL + signals.stop_signals[0]

@@ -65,7 +65,12 @@ def main_train(arguments: Sequence[str]) -> int:
         else:
             folder.create(settings, bundle_id=bundle.bundle_id)
         Store.open(folder.store_path, max_bytes=settings.max_store_bytes).close()
-        return supervise(ingest=ingest_command(folder.path), trainer=trainer_command(folder.path), lock=lock, say=_say)
+        return supervise(
+            ingest=ingest_command(folder.path, as_json=settings.json),
+            trainer=trainer_command(folder.path),
+            lock=lock,
+            say=_say,
+        )
 
 
 def read_settings(arguments: Sequence[str]) -> TrainSettings:

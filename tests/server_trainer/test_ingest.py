@@ -33,6 +33,7 @@ from sf_contract.messages import (
 )
 from sf_server.connections import FORGET_CONNECTION_S
 from sf_server.ingest import Ingest
+from sf_server.notices import MAX_TOPICS
 from sf_server.router import Arrival
 from sf_server.store import Store
 
@@ -71,15 +72,17 @@ class Bench:
         (answer,) = self.group(arrival)
         return answer
 
-    def hello(self, identity: bytes = PHONE, *, device: str = "phone", outbox: str = "1", waiting: int = 0) -> Arrival:
+    def hello(
+        self, identity: bytes = PHONE, *, device: str = "phone", outbox: str = "1", error: float = 0.01
+    ) -> Arrival:
         message = Hello(
             protocol=PROTOCOL_VERSION,
             software="test",
             device=device,
             outbox=outbox * 32,
             bundle_id=self.bundle.bundle_id,
-            self_test_error=0.01,
-            waiting_samples=waiting,
+            self_test_error=error,
+            waiting_samples=0,
         )
         return _arrival(identity, encode(message))
 
@@ -142,9 +145,10 @@ def test_a_batch_of_bad_samples_only_is_acknowledged_too(bench: Bench, make_samp
     assert isinstance(ack.verdicts[0], Rejected)
 
 
-@pytest.mark.parametrize("what", ["batch", "finished"])
+@pytest.mark.parametrize("what", ["batch", "finished", "ping"])
 def test_who_did_not_greet_is_asked_to_do_so_at_once(bench: Bench, make_sample: Any, what: str) -> None:
-    refused = bench.ask(bench.batch(make_sample(0)) if what == "batch" else _arrival(PHONE, FINISHED))
+    known = {"finished": _arrival(PHONE, FINISHED), "ping": _arrival(PHONE, PING)}
+    refused = bench.ask(known.get(what) or bench.batch(make_sample(0)))
     assert isinstance(refused, Refusal)
     assert (refused.code, refused.retry_after_s) == (RefusalCode.HELLO_FIRST, 0)
     assert bench.store.counts().devices == 0
@@ -166,6 +170,12 @@ def test_a_new_connection_of_a_device_ends_its_former_one(bench: Bench, make_sam
     refused = bench.ask(bench.batch(make_sample(0), identity=b"first"))
     assert isinstance(refused, Refusal)
     assert refused.code is RefusalCode.HELLO_FIRST
+
+
+def test_a_device_that_greets_again_starts_with_its_whole_credit(bench: Bench, make_sample: Any) -> None:
+    large = bench.batch(*(make_sample(n, tokens=16) for n in range(256)))
+    answers = bench.group(bench.hello(), large, large, bench.hello(), large, large)
+    assert [type(answer) for answer in answers] == [Welcome, Ack, Ack, Welcome, Ack, Ack]
 
 
 def test_two_live_devices_cannot_have_one_name(bench: Bench) -> None:
@@ -229,9 +239,20 @@ def test_what_is_no_message_is_refused_and_disturbs_nobody(bench: Bench, make_sa
 
 def test_malformed_messages_are_reported_once_per_device(bench: Bench) -> None:
     bench.ask(bench.hello())
-    for _ in range(5):
+    for number in range(5):
         bench.ask(_arrival(PHONE, [b"nonsense", b"nonsense"]))
-    assert len([line for line in bench.lines if line.startswith("phone sent something")]) == 1
+        bench.ask(_arrival(b"stranger %d" % number, [b"nonsense", b"nonsense"]))
+    assert len(bench.lines) == 2
+    assert bench.lines[0].startswith("phone sent something")
+    bench.ingest.flush()
+    (phone,) = bench.store.device_summaries()
+    assert phone.malformed == 5
+
+
+def test_strangers_cannot_fill_the_screen(bench: Bench) -> None:
+    for number in range(MAX_TOPICS + 100):
+        bench.ask(bench.hello(b"%d" % number, device=f"stranger-{number}", error=0.9))
+    assert len(bench.lines) == MAX_TOPICS
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -301,6 +322,21 @@ def test_when_nothing_can_be_noted_a_greeting_is_refused_for_now(
         again = bench.ask(bench.batch(make_sample(0)))
         assert isinstance(again, Refusal)
         assert again.code is RefusalCode.HELLO_FIRST
+
+
+def test_when_training_is_complete_devices_may_finish_and_send_nothing_more(bench: Bench, make_sample: Any) -> None:
+    bench.group(bench.hello(), bench.hello(TABLET, device="tablet", outbox="2"))
+    bench.ingest.close()
+    noted, batch, greeting = bench.group(
+        _arrival(PHONE, FINISHED), bench.batch(make_sample(0), identity=TABLET), bench.hello(b"late", outbox="3")
+    )
+    assert noted == FinishNoted()
+    for refused in (batch, greeting):
+        assert isinstance(refused, Refusal)
+        assert (refused.code, refused.retry_after_s) == (RefusalCode.CLOSED, None)
+    (farewell,) = bench.ingest.farewells()
+    assert farewell.identity == TABLET
+    assert farewell.message == batch
 
 
 def test_bytes_are_counted_both_ways_and_written_with_the_next_commit(bench: Bench, make_sample: Any) -> None:

@@ -222,6 +222,23 @@ def test_it_leaves_when_its_supervisor_is_gone(receiver: Receiver) -> None:
     assert receiver.process.wait(PATIENCE_S) == 129
 
 
+def test_when_training_is_complete_a_device_can_finish_and_the_others_are_sent_home(
+    receiver: Receiver, connect_device: Any
+) -> None:
+    address = receiver.start()
+    phone = connect_device(address, name="phone", bundle_id=receiver.bundle.bundle_id)
+    tablet = connect_device(address, name="tablet", bundle_id=receiver.bundle.bundle_id)
+    for device in (phone, tablet):
+        assert isinstance(device.ask(device.greeting()), Welcome)
+    phone.send(Finished(samples=0, rejected=0, skipped_rows=0))
+    receiver.process.send_signal(signal.SIGUSR1)
+    assert phone.receive() == FinishNoted()
+    farewell = tablet.receive()
+    assert isinstance(farewell, Refusal)
+    assert (farewell.code, farewell.retry_after_s) == (RefusalCode.CLOSED, None)
+    assert receiver.process.wait(PATIENCE_S) == 0
+
+
 def test_a_full_store_makes_devices_wait_and_does_not_end_ingest(
     tmp_path: Path, make_bundle: Any, connect_device: Any, make_sample: Any, receiver: Receiver
 ) -> None:

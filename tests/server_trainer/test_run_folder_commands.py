@@ -168,7 +168,8 @@ def run_with_devices(tmp_path: Path, make_sample: Any) -> str:
             sender = {"device": name, "outbox": outbox, "bundle_id": "b" * 64}
             store.note_hello(**sender, self_test_error=0.01, waiting_samples=0, now_s=1.0)
             store.add(**sender, samples=[make_sample(0), make_sample(1)])
-        store.note_traffic(outbox="1" * 32, bytes_in=1_234_567, bytes_out=99, rejected=3, now_s=2.0)
+        store.note_traffic(outbox="1" * 32, bytes_in=1_234_567, bytes_out=99, malformed=5, now_s=2.0)
+        store.note_rejected(outbox="1" * 32, samples=3)
         store.note_finished(outbox="1" * 32, skipped_rows=4, now_s=2.0)
     return run
 
@@ -177,7 +178,7 @@ def test_devices_are_listed_as_a_table(run_with_devices: str, capsys: pytest.Cap
     assert main(["devices", "--run", run_with_devices]) == 0
     headings, phone, tablet = capsys.readouterr().out.splitlines()
     assert headings.split()[:3] == ["device", "outbox", "samples"]
-    assert phone.split()[:11] == ["phone", "11111111", "2", "0", "3", "4", "1.23", "MB", "99", "B", "yes"]
+    assert phone.split()[:12] == ["phone", "11111111", "2", "0", "3", "5", "4", "1.23", "MB", "99", "B", "yes"]
     assert "no" in tablet.split()
 
 

@@ -167,11 +167,12 @@ def test_a_store_can_be_read_after_its_writer_left(path: Path, make_sample: Any)
 
 def test_counters_add_up_and_times_are_those_passed_in(store: Store, make_sample: Any) -> None:
     store.add(**PHONE, samples=[make_sample(0)])
-    store.note_traffic(outbox=PHONE["outbox"], bytes_in=100, bytes_out=10, rejected=2, now_s=5.0)
-    store.note_traffic(outbox=PHONE["outbox"], bytes_in=50, bytes_out=5, rejected=0, now_s=6.0)
+    store.note_traffic(outbox=PHONE["outbox"], bytes_in=100, bytes_out=10, malformed=1, now_s=5.0)
+    store.note_rejected(outbox=PHONE["outbox"], samples=2)
+    store.note_traffic(outbox=PHONE["outbox"], bytes_in=50, bytes_out=5, malformed=0, now_s=6.0)
     store.note_finished(outbox=PHONE["outbox"], skipped_rows=3, now_s=7.0)
     phone, tablet = store.device_summaries()
-    assert (phone.bytes_in, phone.bytes_out, phone.rejected, phone.skipped_rows) == (150, 15, 2, 3)
+    assert (phone.bytes_in, phone.bytes_out, phone.rejected, phone.malformed, phone.skipped_rows) == (150, 15, 2, 1, 3)
     assert (phone.first_seen_s, phone.last_seen_s, phone.finished) == (1.0, 7.0, True)
     assert (tablet.bytes_in, tablet.finished) == (0, False)
 

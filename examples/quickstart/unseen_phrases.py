@@ -1,0 +1,88 @@
+"""The templates of the validation sentences: none of them is ever used in training. Data only."""
+
+from __future__ import annotations
+
+from typing import Final
+
+UNSEEN_TEMPLATES: Final[dict[str, tuple[str, ...]]] = {
+    "control_lights": (
+        "bathe the {room} in {color} light",
+        "kill the lights in the {room}",
+        "I can't see anything in the {room}",
+        "could the {room} be less bright",
+        "take the {room} lamp down to {level}",
+        "brighten up the {room} while {activity}",
+        "it should be dark in the {room} by {time}",
+        "flick the {room} light on for {name}",
+    ),
+    "get_weather": (
+        "is there any rain expected {day}",
+        "will I need sunglasses in {city} {day}",
+        "how many degrees is it in {city}",
+        "what does the sky look like over {city} {day}",
+        "do I have to dress warmly {day}",
+        "could we get thunder near {place} {day}",
+        "is it warm enough to swim in {city} {day}",
+        "weather report for {city} {day} please",
+    ),
+    "make_call": (
+        "put me through to {name}",
+        "hop on a call with {name}",
+        "ring up {business} about {topic}",
+        "let me talk with {business}",
+        "reach {name} by phone about {topic}",
+        "give {business} in {city} a call",
+        "see if {name} picks up the phone",
+        "I have to discuss {topic} with {name} by phone",
+    ),
+    "navigate": (
+        "lead the way to {place}",
+        "I'm lost and need to reach {place}",
+        "map out a drive to {city}",
+        "what road should I take to {place}",
+        "turn by turn to {place} please",
+        "how far away is {place} by car",
+        "bring me to {name}'s place",
+        "best way of getting to {place} before {time}",
+    ),
+    "play_music": (
+        "I'm in the mood for {music}",
+        "how about {music} on the {speaker}",
+        "blast {music} through the {room}",
+        "could we have {music} while {activity}",
+        "stick {music} on repeat please",
+        "the next track should be {music}",
+        "fill the {room} with {music}",
+        "some {mood} tunes while {activity} please",
+    ),
+    "send_message": (
+        "say to {name} that {news}",
+        "ping {name} that {news}",
+        "{name} should know that {news}",
+        "type a message for {name} saying {news}",
+        "get word to {name} that {news}",
+        "fire off a text to {name} about {topic}",
+        "respond to {name} with the words {news}",
+        "check with {name} over text whether {question}",
+    ),
+    "set_alarm": (
+        "I should be out of bed by {time} on {weekday}",
+        "let me sleep until {time} and then wake me",
+        "could you ring me awake at {time}",
+        "alarm clock to {time} for {event} please",
+        "turn on the alarm for {time} on {weekday}",
+        "I can't miss {event} so ring at {time}",
+        "get me up at {time} no later",
+        "rouse me at {time} on {weekday}",
+    ),
+    "start_timer": (
+        "how about a {span} countdown for {thing}",
+        "clock {duration} starting right now",
+        "beep when {duration} are over",
+        "leave {thing} for {duration} then warn me",
+        "run a timer of {duration} for {thing}",
+        "I want to hear a beep {duration} from now",
+        "warn me once {duration} have gone by",
+        "please measure {duration} while {activity}",
+    ),
+}

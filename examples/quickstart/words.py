@@ -1,0 +1,47 @@
+"""The words that fill the slots of the sentence templates. Data only."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SLOTS: Final[dict[str, tuple[str, ...]]] = {
+    "activity": ("I cook", "I get dressed", "I do the dishes", "I work", "I drive", "we eat dinner", "I read", "I run"),
+    "business": ("a taxi", "the dentist", "the pizza place", "the bank", "the front desk", "the landlord", "the vet",
+                 "the music school", "the electrician", "the lamp store"),
+    "city": ("Oslo", "Nairobi", "Lisbon", "Denver", "Kyoto", "Toronto", "Mumbai", "Glasgow", "Buenos Aires", "Cairo",
+             "Naples", "Seattle", "Cape Town", "Hanoi"),
+    "color": ("warm white", "blue", "soft orange", "purple", "red", "green", "pale pink", "daylight white", "gold"),
+    "day": ("today", "tomorrow", "this weekend", "on Friday", "tonight", "on Sunday", "this afternoon",
+            "tomorrow morning"),
+    "duration": ("ten minutes", "five minutes", "45 seconds", "two hours", "twenty five minutes", "90 minutes",
+                 "three minutes", "thirty seconds", "twelve minutes", "forty minutes"),
+    "event": ("the early train", "work", "school", "my flight", "choir practice", "the long drive", "the phone interview"),
+    "level": ("ten percent", "thirty percent", "a half", "a quarter", "sixty percent", "twenty percent", "full power"),
+    "mood": ("calm", "cheerful", "loud", "slow", "bright", "gentle"),
+    "music": ("some jazz", "Nina Simone", "the Beatles", "my driving playlist", "Here Comes the Sun", "Purple Rain",
+              "Call Me Maybe", "classical guitar", "Stevie Wonder", "old film songs", "the wake up playlist",
+              "a bit of Mozart", "Message in a Bottle", "the late night station"),
+    "name": ("Tom", "Maria", "Priya", "Grandma", "Dad", "my sister", "Kofi", "Yuki", "Elena", "Doctor Patel", "my boss",
+             "Ahmed", "Sofia", "Aunt Rosa", "Noor", "Mei"),
+    "news": ("I am driving home", "the train is late again", "dinner is ready in ten minutes", "the lights are still on",
+             "it is pouring down here", "I left my alarm clock at work", "I will call back after lunch",
+             "the concert was amazing", "we are stuck in traffic", "the meeting moved to noon", "I found the keys",
+             "the kids want to play outside", "we need milk and bread", "I am at the airport"),
+    "other_city": ("Boston", "Vienna", "Lima", "Perth", "Dublin", "Accra"),
+    "place": ("the airport", "the train station", "the concert hall", "the nearest pharmacy", "the dentist",
+              "the office", "the city museum", "the football stadium", "the lighthouse", "the phone shop", "the beach",
+              "the music school", "the hardware store", "the new ramen place"),
+    "practice": ("guitar practice", "reading", "yoga", "phone calls", "loud music"),
+    "question": ("the lights are off at home", "it rained on the trip", "we should drive", "the alarm is set",
+                 "lunch is at noon", "there is music tonight"),
+    "room": ("kitchen", "bedroom", "living room", "hallway", "office", "bathroom", "garage", "nursery", "dining room"),
+    "sky": ("rainy", "sunny", "snowy", "cold", "stormy"),
+    "span": ("ten minute", "five minute", "90 second", "half hour", "three minute", "two hour", "forty minute"),
+    "speaker": ("kitchen speaker", "car stereo", "headphones", "bedroom speaker", "big speakers"),
+    "thing": ("the pasta", "the eggs", "the laundry", "my tea", "the cake", "the rice", "my nap", "the parking meter"),
+    "time": ("seven in the morning", "half past six", "5 30 am", "noon", "ten to eight", "quarter past five", "6 am",
+             "eight in the evening", "four thirty", "nine sharp"),
+    "topic": ("the weather this weekend", "the concert tickets", "the broken lamp", "the alarm system", "dinner tonight",
+              "the directions", "the rent", "the car", "our trip tomorrow"),
+    "weekday": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+}  # fmt: skip

@@ -1,0 +1,163 @@
+"""The exported graph against PyTorch, family by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from sf_contract.codec import FloatRows, WireCodec, decode_rows, encode_rows, relative_row_errors
+from sf_contract.front_end import FrontEnd
+from sf_export.graph import Int8Embedding, WireFront, export_graph, quantize_embedding, serialize
+from sf_export.projections import kinds, split_gemms
+from sf_model.checkpoint import load_model, open_checkpoint
+from sf_model.front import FrontModel, cut_front
+from support.tiny_models import FAMILIES, HIDDEN, VOCABULARY
+from support.tolerances import FP32_RELATIVE
+
+CUT = 2
+SEQUENCES = ([5, 9, 33, 7, 12, 60, 3, 18, 41], [11, 2, 50], [8], [6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6])
+KINDS = {
+    "gpt2": {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"},
+    "bert": {
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    },
+}
+LLAMA_KINDS = {
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True)
+class _Exported:
+    front: FrontModel
+    fp32: FrontEnd
+    int8: FrontEnd
+    kinds: tuple[str, ...]
+
+
+def _front(folder) -> FrontModel:
+    return cut_front(load_model(open_checkpoint(str(folder)), task=None, dtype=torch.float32).model, CUT)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def exported(request: pytest.FixtureRequest, tiny_model) -> _Exported:
+    """The front end of a family as PyTorch module and as fp32 graphs with fp32 and int8 rows."""
+    front = _front(tiny_model(request.param))
+    plain, coded = (export_graph(front, hidden=HIDDEN, codec=codec) for codec in (WireCodec.FP32, WireCodec.INT8))
+    split_gemms(plain)
+    names = kinds(plain)
+    return _Exported(
+        front=front,
+        fp32=FrontEnd(serialize(plain), codec=WireCodec.FP32),
+        int8=FrontEnd(serialize(coded), codec=WireCodec.INT8),
+        kinds=names,
+    )
+
+
+def _torch_rows(front: FrontModel, sequence: list[int]) -> FloatRows:
+    token_ids = torch.tensor([sequence])
+    with torch.no_grad():
+        return front(token_ids, torch.ones_like(token_ids))[0].numpy()
+
+
+@pytest.mark.slow
+def test_rows_of_single_sequences_equal_pytorchs(exported: _Exported) -> None:
+    for sequence in SEQUENCES:
+        found = decode_rows(exported.fp32.run([sequence])[0])
+        assert relative_row_errors(found, _torch_rows(exported.front, sequence)).max() < FP32_RELATIVE
+
+
+@pytest.mark.slow
+def test_rows_of_a_padded_batch_equal_those_of_each_sequence_alone(exported: _Exported) -> None:
+    for found, sequence in zip(exported.fp32.run(SEQUENCES), SEQUENCES, strict=True):
+        assert found.tokens == len(sequence)
+        assert relative_row_errors(decode_rows(found), _torch_rows(exported.front, sequence)).max() < FP32_RELATIVE
+
+
+@pytest.mark.slow
+def test_int8_rows_are_those_of_the_reference_codec(exported: _Exported) -> None:
+    """The two graphs are optimized differently, so a value on the edge between two levels may fall either way."""
+    for coded, plain in zip(exported.int8.run(SEQUENCES), exported.fp32.run(SEQUENCES), strict=True):
+        wanted = encode_rows(plain.rows.astype(np.float32), WireCodec.INT8)
+        np.testing.assert_allclose(coded.scales, wanted.scales, rtol=FP32_RELATIVE)
+        difference = np.abs(coded.rows.astype(int) - wanted.rows.astype(int))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.slow
+def test_matrix_products_are_found_and_named(exported: _Exported, request: pytest.FixtureRequest) -> None:
+    family = request.node.callspec.params["exported"]
+    assert set(exported.kinds) == KINDS.get(family, LLAMA_KINDS)
+
+
+def test_the_codec_of_the_front_end_is_the_reference_codec_to_the_last_bit(tiny_model) -> None:
+    front = _front(tiny_model("llama"))
+    token_ids, mask = torch.tensor([SEQUENCES[0]]), torch.ones(1, len(SEQUENCES[0]), dtype=torch.int64)
+    index = torch.arange(len(SEQUENCES[0]))
+    encoders: dict[WireCodec, Callable[..., tuple[torch.Tensor, ...]]] = {
+        codec: WireFront(front, hidden=HIDDEN, codec=codec) for codec in WireCodec
+    }
+    with torch.no_grad():
+        rows = encoders[WireCodec.FP32](token_ids, mask, index)[0].numpy()
+        for codec, encoder in encoders.items():
+            found = encoder(token_ids, mask, index)
+            wanted = encode_rows(rows, codec)
+            np.testing.assert_array_equal(found[0].numpy(), wanted.rows)
+            if codec is WireCodec.INT8:
+                np.testing.assert_array_equal(found[1].numpy(), wanted.scales)
+
+
+def test_a_group_of_zeros_has_scale_one() -> None:
+    class _Zeros(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(*input_ids.shape, HIDDEN)
+
+    encoder = WireFront(_Zeros(), hidden=HIDDEN, codec=WireCodec.INT8)  # type: ignore[arg-type]  # only called
+    rows, scales = encoder(torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3), torch.arange(3))
+    assert (rows == 0).all()
+    assert (scales == 1).all()
+
+
+def test_an_int8_embedding_keeps_every_token_within_half_a_level() -> None:
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(50, 24)
+    rounded = Int8Embedding(embedding, 50)
+    token_ids = torch.arange(50)[None]
+    with torch.no_grad():
+        difference = (rounded(token_ids) - embedding(token_ids)).abs()
+    assert (difference <= rounded.scales / 2 * 1.0001).all()
+    assert rounded.table.dtype == torch.int8
+
+
+def test_an_int8_embedding_holds_the_scaling_its_module_applies() -> None:
+    class _Scaled(torch.nn.Embedding):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * 12.0
+
+    embedding = _Scaled(20, 8)
+    with torch.no_grad():
+        ratio = Int8Embedding(embedding, 20)(torch.tensor([[4]])) / embedding(torch.tensor([[4]]))
+    assert float((ratio - 1).abs().median()) < 0.05
+
+
+def test_only_the_token_embedding_is_rounded(tiny_model) -> None:
+    front = _front(tiny_model("gpt2"))
+    quantize_embedding(front, VOCABULARY)
+    assert isinstance(front.base.wte, Int8Embedding)
+    assert type(front.base.wpe) is torch.nn.Embedding
