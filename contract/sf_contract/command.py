@@ -61,6 +61,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def let_idle_threads_sleep() -> None:
+    """Ask OpenMP, in this process and its children, to let threads sleep while they wait; call before PyTorch is imported.
+
+    Spinning threads are a little faster on an idle machine and several times slower on one that others use too: a waiting
+    thread then keeps the processor from the one it waits for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def usable_cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

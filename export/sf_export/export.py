@@ -75,14 +75,16 @@ class _Steps:
         self._say(f"{self._done}/{self._total} {what} ({time.monotonic() - self._start:.0f} s)")
 
 
-def export_bundle(settings: ExportSettings, *, threads: int, say: Say) -> ExportResult:
+def export_bundle(settings: ExportSettings, *, say: Say) -> ExportResult:
     """Make a bundle.
 
     Raises:
         SplitFrozenError: the settings, the model or the calibration text cannot be used, or the error is too large;
             nothing is written then.
     """
-    torch.set_num_threads(threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    threads = torch.get_num_threads()
     steps = _Steps(say, 5)
     spec = task_spec(settings)
     steps.begin(f"loading {settings.model}")

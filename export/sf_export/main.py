@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sf_contract import SOFTWARE
-from sf_contract.command import ArgumentParser, print_json, run_command, say, usable_cores
+from sf_contract.command import ArgumentParser, let_idle_threads_sleep, print_json, run_command, say
 from sf_contract.settings import resolve_settings
 
 _DESCRIPTION: Final = """\
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    let_idle_threads_sleep()
     match list(argv[:1]):
         case ["inspect"]:
             return _inspect(argv[1:])
@@ -66,7 +67,7 @@ def _export_parser() -> ArgumentParser:
     add("--max-tokens", type=int, metavar="N", help="longest sequence in tokens (default: 256)")
     add("--wire", metavar="CODEC", help="encoding of the rows: int8 (default), fp16 or fp32")
     add("--out", metavar="DIR", help="the bundle's folder (default: bundles/<name>-cut<K>)")
-    add("--threads", type=int, metavar="N", help="processor threads (default: all)")
+    add("--threads", type=int, metavar="N", help="processor threads (default: PyTorch's choice, or OMP_NUM_THREADS)")
     add("--config", type=Path, metavar="FILE", help="TOML file with these settings")
     add("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -86,7 +87,7 @@ def _export(argv: Sequence[str]) -> int:
     from sf_export.export import export_bundle  # noqa: PLC0415
     from sf_export.report import next_commands, report_of, table_of  # noqa: PLC0415
 
-    result = export_bundle(settings, threads=settings.threads or usable_cores(), say=say)
+    result = export_bundle(settings, say=say)
     say(table_of(result.manifest, result.speed))
     if as_json:
         print_json(report_of(result.folder, result.manifest, result.speed))

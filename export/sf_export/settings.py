@@ -41,7 +41,7 @@ class ExportSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_tokens: longest sequence.
         wire: encoding of the rows.
         out: the bundle's folder; None is `bundles/<name>-cut<k>`.
-        threads: processor threads to use; None is all.
+        threads: processor threads to use; None leaves it to PyTorch, which reads OMP_NUM_THREADS.
     """
 
     split_layer: int

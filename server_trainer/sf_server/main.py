@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sf_contract import SOFTWARE
-from sf_contract.command import run_command
+from sf_contract.command import let_idle_threads_sleep, run_command
 from sf_contract.errors import UsageError
 
 Body = Callable[[Sequence[str]], int]
@@ -93,6 +93,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     command = COMMANDS.get(first or "")
     if command is None:
         raise _unknown(first)
+    let_idle_threads_sleep()
     return command.body(arguments[1:])
 
 
