@@ -37,6 +37,7 @@ def server_command(plan: Plan, *, bind: str) -> list[str]:
     return [
         "sf-server", "train", "--bundle", str(plan.out.bundle), "--model", plan.model, "--run", str(plan.out.run),
         "--bind", bind, "--expect-devices", str(plan.devices), "--epochs", str(plan.epochs),
+        "--threads", "1",  # one core for training, the others for the devices, which are on this machine too
     ]  # fmt: skip
 
 

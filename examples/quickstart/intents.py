@@ -12,8 +12,8 @@ from phrases import TRAINING_TEMPLATES
 from unseen_phrases import UNSEEN_TEMPLATES
 from words import SLOTS
 
-TRAINING_PER_INTENT: Final = 150
-VALIDATION_PER_INTENT: Final = 40
+TRAINING_PER_INTENT: Final = 125
+VALIDATION_PER_INTENT: Final = 35
 DEFAULT_SEED: Final = 7
 
 _SLOT = re.compile(r"\{([a-z_]+)\}")
@@ -29,7 +29,7 @@ class IntentData:
 
 
 def make_intents(seed: int = DEFAULT_SEED) -> IntentData:
-    """The data set of a seed: 8 x 150 training and 8 x 40 validation sentences, all distinct, each part shuffled."""
+    """The data set of a seed: 8 x 125 training and 8 x 35 validation sentences, all distinct, each part shuffled."""
     rng = random.Random(seed)
     used: set[str] = set()
     train: list[LabelledText] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from sf_contract.errors import DataError
 from sf_contract.messages import Role
 from sf_model.back import BackEnd
 from sf_server.store import Store
+from sf_server.stored import StoredSample
 from sf_server.text_front import FrontKind, as_stored, labelled_samples, open_text_front
 from sf_server.trained import Pieces, open_pieces, trained_back_end
 from sf_server.validation import Score, score_batches, score_samples
@@ -71,10 +72,11 @@ def _score_file(pieces: Pieces, back_end: BackEnd, path: Path, kinds: Sequence[F
         _say(f"{path}, line {row.line}: {row.reason}; skipped")
     if len(skipped) > 5:
         _say(f"{path}: {len(skipped)} rows skipped in all")
-    return {
-        kind.value: score_batches(back_end, as_stored(samples, open_text_front(pieces, kind)), device=pieces.device)
-        for kind in kinds
-    }
+
+    def batches(kind: FrontKind) -> Iterator[list[StoredSample]]:
+        return as_stored(samples, open_text_front(pieces, kind), max_tokens=pieces.settings.batch_tokens)
+
+    return {kind.value: score_batches(back_end, batches(kind), device=pieces.device) for kind in kinds}
 
 
 def _print(name: str, score: Score) -> None:

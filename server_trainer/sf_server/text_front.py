@@ -17,8 +17,9 @@ from sf_contract.records import BadRow, Record, Row, read_records
 from sf_contract.samples import TokenizedSample, UnusableRecord, tokenize
 from sf_contract.tokenizer import BundleTokenizer
 from sf_model.front import FrontModel, cut_front
-from sf_server.stored import StoredSample
+from sf_server.stored import SampleInfo, StoredSample
 from sf_server.trained import Pieces
+from sf_server.validation import batches_by_tokens
 
 RowsOf = Callable[[Sequence[int]], EncodedRows]
 """Activations at the cut of one token sequence."""
@@ -92,14 +93,23 @@ def labelled_samples(pieces: Pieces, path: Path) -> tuple[list[TokenizedSample],
     return used, skipped
 
 
-def as_stored(samples: Sequence[TokenizedSample], rows_of: RowsOf) -> Iterator[list[StoredSample]]:
-    """Samples with their activations, one per batch: nothing is held but the current one."""
-    for index, sample in enumerate(samples):
-        yield [
-            StoredSample(
-                seq=index, device="file", rows=rows_of(sample.token_ids), label=sample.label, targets=sample.targets
-            )
-        ]
+def as_stored(samples: Sequence[TokenizedSample], rows_of: RowsOf, *, max_tokens: int) -> Iterator[list[StoredSample]]:
+    """Samples with their activations in batches of at most `max_tokens` padded tokens, shortest first.
+
+    Each is computed alone, as on a device; only the batch at hand is held.
+    """
+    infos = [
+        SampleInfo(seq=index, device="file", tokens=len(sample.token_ids), label=sample.label)
+        for index, sample in enumerate(samples)
+    ]
+    for group in batches_by_tokens(sorted(infos, key=lambda info: (info.tokens, info.seq)), max_tokens):
+        yield [_stored(info, samples[info.seq], rows_of) for info in group]
+
+
+def _stored(info: SampleInfo, sample: TokenizedSample, rows_of: RowsOf) -> StoredSample:
+    return StoredSample(
+        seq=info.seq, device=info.device, rows=rows_of(sample.token_ids), label=sample.label, targets=sample.targets
+    )
 
 
 @torch.no_grad()

@@ -84,6 +84,7 @@ class Trainer:
         self._waiting_since_s: float | None = None
         self.progress = Progress()
         self.trained: Counter[int] = Counter()
+        self.last_score: Score | None = None
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint; False when there is none."""
@@ -203,7 +204,7 @@ class Trainer:
         epoch = progress.position.epoch
         self.progress = msgspec.structs.replace(progress, position=progress.position.next_epoch())
         self._save()
-        score = self.validate() if self._settings.validate else None
+        score = self.last_score = self.validate() if self._settings.validate else None
         if score is not None:
             self._metrics.write({"kind": "validation", "epoch": epoch, "step": progress.step, **score.as_dict()})
         said = "" if score is None else f"; held-out samples: {score.one_line()}"

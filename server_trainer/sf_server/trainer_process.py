@@ -24,7 +24,6 @@ from sf_server.parent import leave_with_parent
 from sf_server.store import Store
 from sf_server.trained import Pieces, open_pieces
 from sf_server.trainer import Ending, Surroundings, Trainer
-from sf_server.validation import Score
 
 EXIT_TERMINATED: Final = 143
 
@@ -58,7 +57,7 @@ def _train(arguments: Sequence[str]) -> int:
         if trainer.run() is Ending.STOPPED:
             _say(f"stopped after step {trainer.progress.step}; --resume goes on from there")
             return EXIT_TERMINATED
-        _publish(pieces, trainer, learner, trainer.validate() if pieces.settings.validate else None)
+        _publish(pieces, trainer, learner)
     return 0
 
 
@@ -96,7 +95,8 @@ def _described(plan: LoraPlan, learner: Learner, pieces: Pieces) -> str:
     )
 
 
-def _publish(pieces: Pieces, trainer: Trainer, learner: Learner, score: Score | None) -> None:
+def _publish(pieces: Pieces, trainer: Trainer, learner: Learner) -> None:
+    score = trainer.last_score
     base = pieces.bundle.manifest.base_model
     folder = pieces.folder.adapter_path
     save_adapter(

@@ -24,9 +24,9 @@ def data() -> IntentData:
     return make_intents()
 
 
-def test_there_are_eight_intents_with_150_training_and_40_validation_sentences_each(data: IntentData) -> None:
-    assert Counter(row.label for row in data.train) == dict.fromkeys(TRAINING_TEMPLATES, 150)
-    assert Counter(row.label for row in data.validation) == dict.fromkeys(UNSEEN_TEMPLATES, 40)
+def test_there_are_eight_intents_with_125_training_and_35_validation_sentences_each(data: IntentData) -> None:
+    assert Counter(row.label for row in data.train) == dict.fromkeys(TRAINING_TEMPLATES, 125)
+    assert Counter(row.label for row in data.validation) == dict.fromkeys(UNSEEN_TEMPLATES, 35)
     assert len(TRAINING_TEMPLATES) == 8
 
 
