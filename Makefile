@@ -24,6 +24,7 @@ check: $(VENV)/.ready  ## formatting, lint, types, imports
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	cd examples/quickstart && MYPYPATH=. $(abspath $(VENV))/bin/mypy --strict *.py
 	$(VENV)/bin/lint-imports
 
 test: check            ## everything, the real model included

@@ -284,7 +284,9 @@ class Session:
 
     def _refused(self, refusal: Refusal, now_s: float) -> None:
         if refusal.code is RefusalCode.HELLO_FIRST:
-            if self.state in (State.WELCOMED, State.FINISHING):
+            # Right after a Hello this answers older messages; later it answers a ping, so the Hello itself was lost.
+            hello_was_lost = self.state is State.GREETING and now_s >= self._hello_s + PING_AFTER_S
+            if hello_was_lost or self.state in (State.WELCOMED, State.FINISHING):
                 self._pause("it does not know this connection", delay_s=0, now_s=now_s)
             return
         if refusal.code is RefusalCode.CLOSED and self.state is State.FINISHING:

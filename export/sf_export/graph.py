@@ -90,7 +90,9 @@ class WireFront(nn.Module):
         padded = functional.pad(rows, (0, groups * GROUP_CHANNELS - self.hidden))
         grouped = padded.reshape(-1, groups, GROUP_CHANNELS)
         peaks = grouped.abs().amax(dim=2)
-        scales = torch.where(peaks > 0, peaks / INT8_PEAK, torch.ones_like(peaks))
+        scales = torch.where(peaks == 0, torch.ones_like(peaks), peaks / INT8_PEAK)
+        # ONNX Runtime's maximum skips a NaN among numbers; this sum does not, and otherwise adds zero.
+        scales = scales + 0 * grouped.sum(dim=2)
         levels = torch.clamp(torch.round(grouped / scales.unsqueeze(2)), -INT8_PEAK, INT8_PEAK)
         return levels.reshape(-1, groups * GROUP_CHANNELS)[:, : self.hidden].to(torch.int8), scales
 

@@ -26,13 +26,17 @@ Say = Callable[[str], None]
 
 def ingest_command(run: Path, *, as_json: bool = False) -> tuple[str, ...]:
     """How the ingest process is started; `as_json` is for its errors."""
-    command = (sys.executable, "-m", "sf_server.ingest_process", "--run", str(run))
+    return _child_command("sf_server.ingest_process", run, as_json=as_json)
+
+
+def trainer_command(run: Path, *, as_json: bool = False) -> tuple[str, ...]:
+    """How the trainer process is started; `as_json` is for its errors."""
+    return _child_command("sf_server.trainer_process", run, as_json=as_json)
+
+
+def _child_command(module: str, run: Path, *, as_json: bool) -> tuple[str, ...]:
+    command = (sys.executable, "-m", module, "--run", str(run))
     return (*command, "--json") if as_json else command
-
-
-def trainer_command(run: Path) -> tuple[str, ...]:
-    """How the trainer process is started."""
-    return (sys.executable, "-m", "sf_server.trainer_process", "--run", str(run))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def main_train(arguments: Sequence[str]) -> int:
         Store.open(folder.store_path, max_bytes=settings.max_store_bytes).close()
         return supervise(
             ingest=ingest_command(folder.path, as_json=settings.json),
-            trainer=trainer_command(folder.path),
+            trainer=trainer_command(folder.path, as_json=settings.json),
             lock=lock,
             say=_say,
         )

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="sf-server trainer", description="Train a run; started by sf-server train.")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder")
+    parser.add_argument("--json", action="store_true", help="errors as JSON")
     run = parser.parse_args(arguments).run
     leave_with_parent()
     stop = threading.Event()

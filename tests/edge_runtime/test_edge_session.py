@@ -145,6 +145,14 @@ def test_many_hello_first_refusals_lead_to_one_hello() -> None:
     assert hellos == 1
 
 
+def test_a_lost_hello_is_said_again_when_the_server_answers_a_ping_with_hello_first() -> None:
+    session = welcomed_session()
+    session.receive(Refusal(code=RefusalCode.HELLO_FIRST, detail=""), 2.0)
+    assert Hello in sent(session.tick(2.0, waiting_samples=1))  # and the server dies before it reads it
+    session.receive(Refusal(code=RefusalCode.HELLO_FIRST, detail=""), 7.5)
+    assert Hello in sent(session.tick(7.5, waiting_samples=1))
+
+
 def test_a_server_that_always_says_hello_first_is_not_flooded() -> None:
     session = welcomed_session()
     hellos = 0

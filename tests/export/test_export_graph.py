@@ -134,6 +134,16 @@ def test_a_group_of_zeros_has_scale_one() -> None:
     assert (scales == 1).all()
 
 
+def test_one_channel_that_is_not_a_number_makes_the_whole_row_recognisable(tiny_model) -> None:
+    front = _front(tiny_model("llama"))
+    with torch.no_grad():
+        front.base.get_input_embeddings().weight[5, 3] = float("nan")
+    graph = serialize(export_graph(front, hidden=HIDDEN, codec=WireCodec.INT8))
+    good, bad = FrontEnd(graph, codec=WireCodec.INT8).run([[7, 8], [7, 5]])
+    assert good.is_finite()
+    assert not bad.is_finite()
+
+
 def test_an_int8_embedding_keeps_every_token_within_half_a_level() -> None:
     torch.manual_seed(0)
     embedding = torch.nn.Embedding(50, 24)
