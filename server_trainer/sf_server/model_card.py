@@ -34,7 +34,7 @@ tags: [lora, split-learning, splitfrozen]
 
 Trained with {SOFTWARE} on activations that devices computed with the frozen first {first} of
 {manifest.geometry.layers} layers (bundle `{pieces.bundle.bundle_id[:16]}`); the texts stayed on the devices. Activations are
-not anonymous: they can be turned back into text by anyone who holds them and the base model.
+not anonymous: whoever holds them and the base model may be able to turn them back into text.
 
 | | |
 |---|---|
