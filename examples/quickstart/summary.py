@@ -109,7 +109,7 @@ def summary_text(summary: Summary) -> str:
         *_cost_lines(summary),
         "",
         "Try next:",
-        f'  sf-server predict --run {summary.run} "wake me when the train gets to Oslo"',
+        f'  sf-server predict --run {summary.run} "wake me up at six tomorrow"',
         f"  sf-server merge --run {summary.run} --out {Path(summary.run).with_name('merged')}",
     ]
     return "\n".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sf_contract.bundle import MANIFEST_FILE, SIGNATURE_FILE
-from sf_contract.errors import BundleError, UsageError
+from sf_contract.errors import BundleError, DiskFull, UsageError
 from sf_contract.manifest import BundleFile, Manifest, decode_manifest, encode_manifest
 
 
@@ -57,7 +58,8 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, bytes]) -
 
     Raises:
         UsageError: the target exists and is no bundle folder.
-        OSError: the disk is full or cannot be written; nothing is left behind.
+        DiskFull: there is no room; nothing is left behind.
+        OSError: the place cannot be written; nothing is left behind.
     """
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,14 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, bytes]) -
         _sync_folder(scratch)
         _put_in_place(scratch, target)
         _sync_folder(target.parent)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        megabytes = sum(map(len, files.values())) / 1e6
+        raise DiskFull(
+            f"no room left for the bundle {target}, which needs {megabytes:.0f} MB; nothing of it was kept",
+            cure="free some space, or give another place with --out",
+        ) from problem
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -65,7 +65,7 @@ def test_the_text_says_accuracy_accounts_costs_and_what_to_try_next(summary: Sum
         "Time: export 60 s, evaluate 10 s; together 70 s\n"
         "\n"
         "Try next:\n"
-        '  sf-server predict --run out/run "wake me when the train gets to Oslo"\n'
+        '  sf-server predict --run out/run "wake me up at six tomorrow"\n'
         "  sf-server merge --run out/run --out out/merged"
     )
 

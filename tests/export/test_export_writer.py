@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sf_contract.bundle import open_bundle
-from sf_contract.errors import UsageError
+from sf_contract.errors import DiskFull, UsageError
 from sf_export import bundle_writer
 from sf_export.bundle_writer import check_target, write_bundle
 
@@ -48,9 +48,9 @@ def test_a_full_disk_leaves_nothing_behind_and_the_older_bundle_whole(
         write_file(path, content)
 
     monkeypatch.setattr(bundle_writer, "write_file", write_until_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match="no room left for the bundle"):
         write_bundle(tmp_path / "bundle", *small_bundle(b"new graph"))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match="no room left for the bundle"):
         write_bundle(tmp_path / "fresh", *small_bundle(b"new graph"))
     assert _names(tmp_path) == ["bundle"]
     assert open_bundle(tmp_path / "bundle").bundle_id == old.bundle_id
