@@ -23,6 +23,8 @@ An error says what happened, where, what was expected and what was found; `cure`
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class SplitFrozenError(Exception):
     """A failure with a cause a person can act on.
@@ -142,3 +144,7 @@ class SelfTestFailed(SplitFrozenError):
     """This machine computes the bundle's test vectors differently."""
 
     exit_code = 24
+
+
+EXIT_CODES: Final = frozenset(kind.exit_code for kind in SplitFrozenError.__subclasses__())
+"""Exit codes that tell a kind of failure."""

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sf_contract.errors import SplitFrozenError
+from sf_contract.errors import EXIT_CODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RestartPolicy:
 
 def is_known_failure(exit_code: int) -> bool:
     """True for the exit code of one of our errors: the child has said what is wrong, and another try would not help."""
-    return exit_code in {kind.exit_code for kind in SplitFrozenError.__subclasses__()}
+    return exit_code in EXIT_CODES
 
 
 def describe_exit(exit_code: int) -> str:

@@ -45,7 +45,7 @@ def _rows(folder: Path, task: Task) -> list[torch.Tensor]:
 
 
 def _relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+    return ((found - wanted).norm() / wanted.norm()).item()
 
 
 def _ordinary_batch(side: PadSide) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.tolerances import BF16_RELATIVE, FP32_RELATIVE
+from support.tolerances import BF16_RELATIVE, FP32_RELATIVE, QUICKSTART_ACCURACY
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,8 +52,8 @@ def test_it_reaches_90_percent_on_unseen_templates_with_two_intents_per_device(s
     assert [len(device["labels"]) for device in summary["devices"]] == [2, 2, 2, 2]
 
 
-def test_the_quantized_front_end_costs_at_most_one_point(summary):
-    assert abs(summary["accuracy"]["bundle"] - summary["accuracy"]["fp32"]) <= 0.01
+def test_the_quantized_front_end_costs_no_accuracy_that_so_few_sentences_could_show(summary):
+    assert abs(summary["accuracy"]["bundle"] - summary["accuracy"]["fp32"]) <= QUICKSTART_ACCURACY
     assert summary["bundle"]["mean_error"] <= 0.05
 
 
