@@ -11,8 +11,8 @@ HOLDOUT: Final = 0.1
 """Share of its samples that each device marks for validation during training."""
 
 MAX_ERROR: Final = 0.03
-"""Error of the activations at the cut that quantization may cost. The default, 0.05, gives a smaller and faster bundle that cost
-about one point of accuracy on this data."""
+"""Error of the activations at the cut that quantization may cost. The default, 0.05, gives a smaller and faster bundle that
+cost about one point of accuracy on this data."""
 
 
 @dataclass(frozen=True, slots=True)
