@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from sf_bench.machine import describe_machine
 from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.command import usable_cores
 from sf_contract.errors import UsageError
@@ -78,7 +78,7 @@ def measure(folder: Path, plan: Plan, *, say: Callable[[str], None]) -> Report:
     return Report(
         bundle_id=bundle.bundle_id,
         bundle_mb=sum(file.nbytes for file in bundle.manifest.files) / 1e6,
-        machine=f"{platform.machine()} {_processor_name()}",
+        machine=describe_machine().processor,
         cores=usable_cores(),
         onnxruntime=RUNTIME_VERSION,
         load_s=load_s,
@@ -138,12 +138,3 @@ def _measure_shape(front_end: FrontEnd, ids: Sequence[Sequence[int]], *, threads
         tokens_per_s=len(ids) * len(ids[0]) / p50,
         cpu_ms=cpu_s / repeats * 1e3,
     )
-
-
-def _processor_name() -> str:
-    """The model name Linux gives, or nothing: ARM kernels often give none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

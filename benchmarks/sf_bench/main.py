@@ -1,30 +1,41 @@
-"""The command `sf-bench`."""
+"""The command `sf-bench`: a table of subcommands, each a module with `run(arguments)`."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from sf_contract import SOFTWARE
-from sf_contract.command import ArgumentParser, print_json, run_command, say
+from sf_contract.command import ArgumentParser, run_command
 from sf_contract.errors import UsageError
 
-_HELP = """commands:
-  front-end    speed and memory of a bundle's front end on this machine
 
+class Command(msgspec.Struct, frozen=True):
+    """A subcommand: the module whose `run(arguments) -> int` does it, and a line of help."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final = {
+    "front-end": Command("sf_bench.front_end_command", "front ends on this machine: alone, or beside other runtimes"),
+    "accuracy": Command("sf_bench.accuracy_command", "accuracy after training on quantized rows, against fp32 rows"),
+    "kernels": Command("sf_bench.kernels_command", "what ONNX Runtime's matrix products can reach on this processor"),
+    "arm": Command("sf_bench.arm.command", "front ends on EMULATED ARM processors: instructions and self-test"),
+    "arm-kernels": Command("sf_bench.arm.kernels_command", "ONNX Runtime's matrix products on EMULATED ARM processors"),
+    "arm-setup": Command("sf_bench.arm.setup_command", "prepare EMULATED ARM processors for sf-bench arm"),
+}
+
+_EXAMPLES: Final = """\
 sf-bench COMMAND --help tells more.
-
-example:
-  sf-bench front-end out/bundle"""
-
-_FRONT_END_HELP = """Every shape is run alone, after warm-up, with idle ONNX Runtime threads asleep. Times are wall-clock;
-on a machine that others use too, compare figures of one run only.
 
 examples:
   sf-bench front-end out/bundle
-  sf-bench front-end out/bundle --tokens 16,64,256 --batch 1,8 --threads 1,2 --json"""
+  sf-bench front-end out/bundle --against onnx-fp32,torch --model model.gguf --work /tmp/bench
+  sf-bench kernels --rows 64"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,41 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    if arguments and arguments[0] == "front-end":
-        return _front_end(arguments[1:])
-    parser = ArgumentParser(prog="sf-bench", description="Measure what a bundle costs.", epilog=_HELP)
-    parser.add_argument("command", metavar="COMMAND", choices=["front-end"])
+    if arguments and arguments[0] in COMMANDS:
+        command = COMMANDS[arguments[0]]
+        exit_code: int = importlib.import_module(command.module).run(arguments[1:])
+        return exit_code
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items())
+    parser = ArgumentParser(
+        prog="sf-bench", description="Measure what a bundle costs.", epilog=f"commands:\n{listed}\n\n{_EXAMPLES}"
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS))
     parser.add_argument("--version", action="version", version=SOFTWARE)
     parser.parse_args(arguments[:1])
-    raise UsageError("no command given", cure="give front-end; sf-bench --help describes it")
-
-
-def _front_end(arguments: Sequence[str]) -> int:
-    from sf_bench.front_end import Plan, as_table, measure  # noqa: PLC0415  # NumPy and ONNX Runtime: not for --help
-
-    parser = ArgumentParser(
-        prog="sf-bench front-end", description="Measure a bundle's front end on this machine.", epilog=_FRONT_END_HELP
-    )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
-    parser.add_argument("--tokens", type=_whole_numbers, default=(16, 64), metavar="N,N", help="default: 16,64")
-    parser.add_argument("--batch", type=_whole_numbers, default=(1,), metavar="N,N", help="default: 1")
-    parser.add_argument("--threads", type=_whole_numbers, default=(1,), metavar="N,N", help="default: 1")
-    parser.add_argument("--repeats", type=int, default=30, metavar="N", help="timed runs per shape (default: 30)")
-    parser.add_argument("--json", action="store_true", default=False, help="one JSON document on standard output")
-    given = parser.parse_args(arguments)
-    if given.repeats < 1:
-        raise UsageError(f"--repeats {given.repeats} measures nothing", cure="give 1 or more")
-    plan = Plan(tokens=given.tokens, batches=given.batch, threads=given.threads, repeats=given.repeats)
-    report = measure(given.bundle, plan, say=say)
-    if given.json:
-        print_json(msgspec.to_builtins(report))
-    else:
-        print(as_table(report))
-    return 0
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise ValueError
-    return numbers
+    raise UsageError("no command given", cure="give one of those that sf-bench --help lists")

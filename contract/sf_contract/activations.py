@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sf_contract.codec import SCALE_DTYPE, EncodedRows, WireCodec, row_dtype, scale_groups
+from sf_contract.codec import EncodedRows, WireCodec, row_columns, row_dtype, scale_dtype, scale_groups
 from sf_contract.errors import MalformedMessage
 from sf_contract.frames import Buffer
 from sf_contract.messages import ActivationBatch, Role, SampleHeader
@@ -29,7 +29,7 @@ class EncodedSample:
     Attributes:
         ordinal: its number in the device's outbox.
         role: training or validation.
-        rows: `[tokens, hidden]` encoded activations.
+        rows: encoded activations, one row per token.
         label: class index, or None for causal language modelling.
         targets: int32 `[tokens]`: the token each row has to predict, `NO_TARGET` where none; None for classification.
     """
@@ -68,9 +68,11 @@ def unpack(
     """
     tokens = sum(sample.tokens for sample in batch.samples)
     groups = scale_groups(codec, hidden)
-    expected: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = [("rows", row_dtype(codec), (tokens, hidden))]
+    expected: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = [
+        ("rows", row_dtype(codec), (tokens, row_columns(codec, hidden)))
+    ]
     if groups:
-        expected.append(("scales", SCALE_DTYPE, (tokens, groups)))
+        expected.append(("scales", scale_dtype(codec), (tokens, groups)))
     if with_targets:
         expected.append(("targets", TARGET_DTYPE, (tokens,)))
     if len(buffers) != len(expected):
@@ -81,7 +83,7 @@ def unpack(
             raise MalformedMessage(
                 f"{name} are {buffer.dtype.name} {list(buffer.shape)}; this batch needs {dtype.name} {list(shape)}"
             )
-    scales = buffers[1].astype(np.float32, copy=False) if groups else np.zeros((tokens, 0), dtype=np.float32)
+    scales = buffers[1] if groups else np.zeros((tokens, 0), dtype=np.float32)
     packed = EncodedRows(codec=codec, rows=buffers[0], scales=scales)
     targets = buffers[-1].astype(np.int32, copy=False) if with_targets else None
     return _split(batch.samples, packed, targets)

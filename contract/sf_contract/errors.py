@@ -16,7 +16,8 @@
     |- MalformedMessage     21   bytes from the other side are not a message of this protocol
     |- StoreError           22   an outbox or store file cannot be used
     |- TrainingFailed       23   training cannot go on (non-finite loss, a process that keeps crashing)
-    `- SelfTestFailed       24   this machine computes the bundle's test vectors differently
+    |- SelfTestFailed       24   this machine computes the bundle's test vectors differently
+    `- UntrustedBundle      25   a bundle is whole, but nobody on the trust list signed it
 
 An error says what happened, where, what was expected and what was found; `cure` says what to do about it.
 """
@@ -25,26 +26,34 @@ from __future__ import annotations
 
 from typing import Final
 
+MAX_SHOWN: Final = 2_000
+
 
 class SplitFrozenError(Exception):
     """A failure with a cause a person can act on.
 
     Args:
-        what: one sentence: what happened, where, what was expected and found.
+        what: one sentence: what happened, where, what was expected and found. It may quote what came from outside, so
+            no more than `MAX_SHOWN` characters are kept.
         cure: one sentence in the imperative: what to do.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, cure: str) -> None:
-        super().__init__(what)
-        self.what = what
+        self.what = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}..."
         self.cure = cure
+        super().__init__(self.what)
 
     def one_line(self) -> str:
         """The error as the single line a command prints."""
-        cause = " ".join(self.what.split()).rstrip(".")
-        return f"{cause}. Cure: {' '.join(self.cure.split()).rstrip('.')}."
+        return f"{_one_line(self.what)}. Cure: {_one_line(self.cure)}."
+
+
+def _one_line(text: str) -> str:
+    """White space as single blanks, and what a terminal would obey (names of files may hold it) written out."""
+    shown = " ".join(text.split()).rstrip(".")
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in shown)
 
 
 class UsageError(SplitFrozenError):
@@ -144,6 +153,12 @@ class SelfTestFailed(SplitFrozenError):
     """This machine computes the bundle's test vectors differently."""
 
     exit_code = 24
+
+
+class UntrustedBundle(SplitFrozenError):
+    """A bundle is whole, but nobody on the trust list signed it."""
+
+    exit_code = 25
 
 
 EXIT_CODES: Final = frozenset(kind.exit_code for kind in SplitFrozenError.__subclasses__())

@@ -31,6 +31,7 @@ class BufferDtype(enum.StrEnum):
     """Dtypes a buffer may have; multi-byte values are little-endian."""
 
     INT8 = "int8"
+    UINT8 = "uint8"
     INT32 = "int32"
     FLOAT16 = "float16"
     FLOAT32 = "float32"

@@ -24,7 +24,18 @@ MAX_LABELS: Final = 10_000
 
 MAX_MANIFEST_BYTES: Final = 1 * MIB
 MAX_BUNDLE_FILES: Final = 64
-MAX_BUNDLE_BYTES: Final = 64 * 1024 * MIB
+MAX_BUNDLE_BYTES: Final = 4 * 1024 * MIB
+"""All files of a bundle together."""
+
+MAX_GRAPH_BYTES: Final = 2 * 1024 * MIB - 1
+"""A graph is one Protocol Buffers message, and no reader takes a larger one."""
+
+MAX_TOKENIZER_BYTES: Final = 128 * MIB
+"""Tokenizers of 262,144 tokens have about 33 MB."""
+
+MAX_SIGNATURE_BYTES: Final = 1 * KIB
+MAX_KEY_FILE_BYTES: Final = 64 * KIB
+MAX_TRUSTED_KEY_FILES: Final = 1_000
 MAX_SELF_TEST_TOKENS: Final = 4_096
 
 MAX_RECORD_BYTES: Final = 1 * MIB

@@ -16,6 +16,7 @@ from msgspec import Meta
 from sf_contract import limits
 from sf_contract.codec import WireCodec
 from sf_contract.errors import BundleError
+from sf_contract.int4 import parameter_bytes
 
 FORMAT_VERSION: Final = 1
 
@@ -23,7 +24,12 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")]
 """A plain name: no separators, no leading dot, so it can never lead out of the bundle's folder."""
 TokenId = Annotated[int, Meta(ge=0, lt=limits.MAX_VOCABULARY)]
+_ON_ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*\Z"
+"""No control characters: these strings are printed on terminals."""
 Text = Annotated[str, Meta(max_length=4096)]
+Name = Annotated[str, Meta(max_length=256, pattern=_ON_ONE_LINE)]
+Label = Annotated[str, Meta(min_length=1, max_length=256, pattern=_ON_ONE_LINE)]
+ShortName = Annotated[str, Meta(max_length=64, pattern=_ON_ONE_LINE)]
 Fraction = Annotated[float, Meta(ge=0, le=1e6)]
 
 
@@ -45,9 +51,9 @@ class BaseModel(Part, frozen=True):
     `weights_sha256` covers every weight file, in name order; `model_type` is Transformers' architecture name.
     """
 
-    name: Text
-    revision: Annotated[str, Meta(max_length=64)] | None
-    model_type: Annotated[str, Meta(max_length=64)]
+    name: Name
+    revision: ShortName | None
+    model_type: ShortName
     config_sha256: Sha256
     weights_sha256: Sha256
 
@@ -77,17 +83,21 @@ class TaskSpec(Part, frozen=True):
 
     task: Task
     template: Template
-    labels: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=limits.MAX_LABELS)
-    ]
+    labels: Annotated[tuple[Label, ...], Meta(max_length=limits.MAX_LABELS)]
     end_token_id: TokenId | None = None
 
 
 class ProjectionChoice(Part, frozen=True):
-    """Quantization of one kind of weight, as the search chose it."""
+    """Quantization of one kind of weight.
 
-    weights: Annotated[str, Meta(max_length=128)]
-    scheme: Annotated[str, Meta(max_length=64)]
+    What the search knew when it chose, None where nothing was searched: `added_error` is the error at the cut that this
+    choice causes alone, `relative_time` its estimated time over that of the same products in fp32.
+    """
+
+    weights: Name
+    scheme: ShortName
+    added_error: Fraction | None = None
+    relative_time: Fraction | None = None
 
 
 class MeasuredError(Part, frozen=True):
@@ -98,7 +108,7 @@ class MeasuredError(Part, frozen=True):
     """
 
     tokens: Annotated[int, Meta(ge=1)]
-    text: Annotated[str, Meta(max_length=256)]
+    text: Name
     mean: Fraction
     p99: Fraction
     worst: Fraction
@@ -107,11 +117,12 @@ class MeasuredError(Part, frozen=True):
 
 
 class Quantization(Part, frozen=True):
-    """Scheme asked for, what each kind of weight got, and the measured error."""
+    """Scheme asked for, processors it was chosen for, what each kind of weight got, and the measured error."""
 
-    requested: Annotated[str, Meta(max_length=32)]
+    requested: ShortName
     choices: Annotated[tuple[ProjectionChoice, ...], Meta(max_length=10_000)]
     error: MeasuredError
+    target: ShortName = "any"
 
 
 class SelfTest(Part, frozen=True):
@@ -139,7 +150,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a device and the server need to know about a bundle.
 
     The graph's inputs are int64 `input_ids` and `attention_mask` `[batch, tokens]` and `row_index` `[rows]` (positions of
-    the real tokens in the flattened batch); its outputs are `rows` `[rows, hidden]` and, for int8, `scales` `[rows, groups]`.
+    the real tokens in the flattened batch); its outputs are `rows` `[rows, columns]` in the wire codec and, for int8 and int4,
+    `scales` `[rows, groups]`. `wire_file` holds the parameters of the wire codec int4; None for other codecs.
     """
 
     format_version: int
@@ -152,7 +164,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokenizer_file: FileName
     self_test: SelfTest
     files: Annotated[tuple[BundleFile, ...], Meta(min_length=1, max_length=limits.MAX_BUNDLE_FILES)]
-    tools: dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=64)]]
+    tools: Annotated[dict[ShortName, ShortName], Meta(max_length=64)]
+    wire_file: FileName | None = None
 
     @property
     def bundle_id(self) -> str:
@@ -193,22 +206,59 @@ def decode_manifest(raw: bytes, *, where: str) -> Manifest:
 
 
 def _check_consistency(manifest: Manifest, where: str) -> None:
-    names = [file.name for file in manifest.files]
-    needed = {manifest.graph_file, manifest.tokenizer_file, manifest.self_test.rows_file}
-    geometry = manifest.geometry
-    classification = manifest.task.task is Task.TEXT_CLASSIFICATION
-    problems = {
-        "lists a file twice": len(set(names)) != len(names),
-        "names a file it does not list": not needed <= set(names),
-        "has a split layer outside the model": geometry.split_layer >= geometry.layers,
-        "has test vectors that are too long": sum(map(len, manifest.self_test.token_ids)) > limits.MAX_SELF_TEST_TOKENS,
-        "needs at least two labels": classification and len(manifest.task.labels) < 2,
-        "has labels but no classes": not classification and bool(manifest.task.labels),
-        "names a label twice": len(set(manifest.task.labels)) != len(manifest.task.labels),
-    }
+    problems = {**_file_problems(manifest), **_vector_problems(manifest), **_task_problems(manifest)}
     for problem, present in problems.items():
         if present:
             raise _damaged(f"{where} {problem}")
+
+
+def _file_problems(manifest: Manifest) -> dict[str, bool]:
+    sizes = {file.name: file.nbytes for file in manifest.files}
+    roles = [manifest.graph_file, manifest.tokenizer_file, manifest.self_test.rows_file]
+    if manifest.wire_file is not None:
+        roles.append(manifest.wire_file)
+    return {
+        "lists a file twice": len({name.lower() for name in sizes}) != len(manifest.files),
+        "names a file it does not list": not set(roles) <= set(sizes),
+        "gives one file two roles": len(set(roles)) != len(roles),
+        "lists a file that describes the bundle itself": any(name.lower().startswith("manifest.") for name in sizes),
+        "needs parameters for its wire codec, or has some for one without": (manifest.wire_file is not None)
+        != (manifest.wire_codec is WireCodec.INT4),
+        f"has a graph of more than {limits.MAX_GRAPH_BYTES} bytes": sizes.get(manifest.graph_file, 0)
+        > limits.MAX_GRAPH_BYTES,
+        f"has a tokenizer of more than {limits.MAX_TOKENIZER_BYTES} bytes": sizes.get(manifest.tokenizer_file, 0)
+        > limits.MAX_TOKENIZER_BYTES,
+        f"lists more than {limits.MAX_BUNDLE_BYTES} bytes": sum(sizes.values()) > limits.MAX_BUNDLE_BYTES,
+    }
+
+
+def _vector_problems(manifest: Manifest) -> dict[str, bool]:
+    geometry, vectors = manifest.geometry, manifest.self_test
+    tokens = sum(map(len, vectors.token_ids))
+    sizes = {file.name: file.nbytes for file in manifest.files}
+    nbytes = sizes.get(vectors.rows_file, 0)
+    return {
+        "has codec parameters of another size than its rows need": manifest.wire_file is not None
+        and sizes.get(manifest.wire_file, 0) != parameter_bytes(geometry.hidden),
+        "has a split layer outside the model": geometry.split_layer >= geometry.layers,
+        "has test vectors that are too long": tokens > limits.MAX_SELF_TEST_TOKENS
+        or max(map(len, vectors.token_ids)) > geometry.max_tokens,
+        "has a test vector with a token outside the vocabulary": max(map(max, vectors.token_ids))
+        >= geometry.vocabulary,
+        f"has test vectors of {nbytes} bytes; {tokens} tokens need {tokens * geometry.hidden * 4}": nbytes
+        != tokens * geometry.hidden * 4,
+    }
+
+
+def _task_problems(manifest: Manifest) -> dict[str, bool]:
+    task = manifest.task
+    classification = task.task is Task.TEXT_CLASSIFICATION
+    return {
+        "needs at least two labels": classification and len(task.labels) < 2,
+        "has labels but no classes": not classification and bool(task.labels),
+        "names a label twice": len(set(task.labels)) != len(task.labels),
+        "has an end token outside the vocabulary": (task.end_token_id or 0) >= manifest.geometry.vocabulary,
+    }
 
 
 def _damaged(what: str) -> BundleError:

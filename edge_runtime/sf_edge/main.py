@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sf_contract import SOFTWARE
 from sf_contract.command import ArgumentParser, print_json, run_command
@@ -19,12 +20,13 @@ costs nothing: the same command resumes."""
 _EXAMPLES = """\
 examples:
   sf-edge verify bundle/                                    does this machine compute what the bundle says?
+  sf-edge verify bundle/ --trust team.key.pub               and did somebody I trust make it?
   sf-edge run --bundle bundle/ --server tcp://127.0.0.1:5555 --data private.jsonl
   sf-edge run --config edge.toml --holdout 0.1              settings from a file, flags win
   sf-edge status ~/.local/state/splitfrozen/pi-3/1f0c...    what still waits, what was rejected and why
 
 exit codes: 0 done, 2 usage, 12 data, 13 bundle, 14 mismatch, 16 no server, 17 refused, 19 disk full, 20 already running,
-22 outbox unusable, 24 self-test failed, 130 and 143 stopped by SIGINT and SIGTERM"""
+22 outbox unusable, 24 self-test failed, 25 bundle not trusted, 130 and 143 stopped by SIGINT and SIGTERM"""
 
 _RUN_DESCRIPTION = """\
 Read a data file, compute the activations of every row and send them until the server has confirmed all of them."""
@@ -51,7 +53,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         case "run":
             return _run(arguments)
         case "verify":
-            return _verify(Path(arguments["bundle"]), as_json=arguments.get("json", False))
+            return _verify(arguments)
         case "status":
             return _status(Path(arguments["outbox"]), as_json=arguments.get("json", False))
         case _:
@@ -73,6 +75,10 @@ def _parser() -> ArgumentParser:
         description="Check every file of a bundle against its manifest and run its self-test on this machine.",
     )
     verify.add_argument("bundle", metavar="BUNDLE", help="bundle folder")
+    verify.add_argument("--trust", metavar="FILE|DIR", help="public keys (.pub) whose bundles are accepted")
+    verify.add_argument(
+        "--id", metavar="ID", help="the one bundle id that is accepted, as the bundle's maker gave it to you"
+    )
     status = commands.add_parser(
         "status",
         help="show what an outbox holds",
@@ -108,6 +114,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-tokens", type=int, metavar="N", help="cut longer texts (default and most: the bundle's)")
     add("--give-up-after-s", type=float, metavar="S", help="end if no server ever answers; 0 means never (default 60)")
+    add(
+        "--trust", metavar="FILE|DIR", help="public keys (.pub) whose bundles are accepted (default: unsigned ones too)"
+    )
     add("--insecure", action="store_true", help="allow a network link although it is not encrypted")
     add("--config", metavar="FILE", help="TOML file with these settings; flags win")
     add("--json", action="store_true", help="print the summary as JSON on standard output")
@@ -122,11 +131,13 @@ def _run(flags: dict[str, object]) -> int:
     return run(resolve_settings(RunSettings, toml_path=None if config is None else Path(str(config)), flags=flags))
 
 
-def _verify(folder: Path, *, as_json: bool) -> int:
+def _verify(given: dict[str, Any]) -> int:
+    from sf_contract.signing import read_trust_list  # noqa: PLC0415
     from sf_edge.verify import verification_json, verification_text, verify_bundle  # noqa: PLC0415
 
-    found = verify_bundle(folder)
-    if as_json:
+    trust = read_trust_list(Path(given["trust"]).expanduser()) if "trust" in given else None
+    found = verify_bundle(Path(given["bundle"]).expanduser(), trust=trust, wanted_id=given.get("id"))
+    if given.get("json", False):
         print_json(verification_json(found))
     else:
         print(verification_text(found))

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from sf_contract.activations import TARGET_DTYPE, EncodedSample
-from sf_contract.codec import SCALE_DTYPE, EncodedRows, WireCodec, row_dtype
+from sf_contract.codec import EncodedRows, WireCodec, row_columns, row_dtype, scale_dtype
 from sf_contract.errors import DiskFull, MismatchError, StoreError
 from sf_contract.messages import AlreadyStored, Rejected, Role, Stored, Verdict
 from sf_edge.counters import Counters
@@ -95,7 +95,8 @@ class Outbox:
     def append(self, sample: EncodedSample, position: SourcePosition) -> None:
         """Add a sample that has `next_ordinal`, made from the row that ends at `position`."""
         targets = None if sample.targets is None else sample.targets.astype(TARGET_DTYPE).tobytes()
-        rows, scales = sample.rows.rows.tobytes(), sample.rows.scales.astype(SCALE_DTYPE).tobytes()
+        rows = sample.rows.rows.tobytes()
+        scales = sample.rows.scales.astype(scale_dtype(sample.rows.codec)).tobytes()
         values = (
             sample.ordinal, position.line, sample.role.value, sample.label, sample.rows.tokens,
             sample.nbytes, rows, scales, targets,
@@ -215,10 +216,11 @@ class Outbox:
 
     def _sample(self, values: tuple[Any, ...]) -> EncodedSample:
         ordinal, role, label, tokens, row_data, scale_data, target_data = values
-        rows = np.frombuffer(row_data, dtype=row_dtype(self._owner.codec)).reshape(tokens, self._owner.hidden)
-        scales = np.frombuffer(scale_data, dtype=SCALE_DTYPE).reshape(tokens, -1 if scale_data else 0)
+        codec, columns = self._owner.codec, row_columns(self._owner.codec, self._owner.hidden)
+        rows = np.frombuffer(row_data, dtype=row_dtype(codec)).reshape(tokens, columns)
+        scales = np.frombuffer(scale_data, dtype=scale_dtype(codec)).reshape(tokens, -1 if scale_data else 0)
         targets = None if target_data is None else np.frombuffer(target_data, dtype=TARGET_DTYPE)
-        encoded = EncodedRows(codec=self._owner.codec, rows=rows, scales=scales)
+        encoded = EncodedRows(codec=codec, rows=rows, scales=scales)
         return EncodedSample(ordinal=ordinal, role=Role(role), rows=encoded, label=label, targets=targets)
 
     def _begin(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sf_contract.activations import TARGET_DTYPE, EncodedSample
-from sf_contract.codec import EncodedRows, bytes_per_token, row_dtype
+from sf_contract.codec import EncodedRows, bytes_per_token, row_bytes
 from sf_contract.errors import UsageError
 from sf_contract.limits import MAX_BUFFER_BYTES
 from sf_contract.manifest import Manifest, TaskSpec
@@ -119,7 +119,7 @@ def longest_sample_tokens(manifest: Manifest, wanted: int | None) -> int:
             f"--max-tokens {tokens} is more than the bundle's {geometry.max_tokens}",
             cure=f"give at most {geometry.max_tokens}, or export a bundle with more",
         )
-    most = MAX_BUFFER_BYTES // (row_dtype(manifest.wire_codec).itemsize * geometry.hidden)
+    most = MAX_BUFFER_BYTES // row_bytes(manifest.wire_codec, geometry.hidden)
     if tokens > most:
         raise UsageError(
             f"samples of {tokens} tokens are larger than a message may be", cure=f"give --max-tokens {most} or less"

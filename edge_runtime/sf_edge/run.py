@@ -17,7 +17,8 @@ from sf_contract.errors import DataError
 from sf_contract.front_end import FrontEnd, open_front_end, run_self_test
 from sf_contract.messages import PROTOCOL_VERSION, Hello
 from sf_contract.records import read_records
-from sf_contract.tokenizer import BundleTokenizer
+from sf_contract.signing import check_signature, read_trust_list, signature_text
+from sf_contract.tokenizer import open_tokenizer
 from sf_edge.interrupts import Interrupts
 from sf_edge.link import Link
 from sf_edge.loop import Clock, EdgeLoop, Work
@@ -49,7 +50,7 @@ def run_until(settings: RunSettings, interrupts: Interrupts, *, clock: Clock) ->
     check_settings(settings)
     data = Path(settings.data).expanduser()
     _check_readable(data, watch=settings.watch)
-    bundle = open_bundle(Path(settings.bundle).expanduser())
+    bundle = _accepted_bundle(settings)
     folder = settings.outbox_folder(bundle.bundle_id)
     with ExitStack() as opened:
         outbox = opened.enter_context(
@@ -62,6 +63,14 @@ def run_until(settings: RunSettings, interrupts: Interrupts, *, clock: Clock) ->
             return _stopped(outbox, folder, interrupts.received)
         _report(outbox, folder, wall_s=clock.now_s() - started_s, as_json=settings.json)
         return 0
+
+
+def _accepted_bundle(settings: RunSettings) -> Bundle:
+    trust = None if settings.trust is None else read_trust_list(Path(settings.trust).expanduser())
+    bundle = open_bundle(Path(settings.bundle).expanduser())
+    signer = check_signature(bundle, trust)
+    say(f"{settings.device}: bundle {bundle.bundle_id[:12]} is whole, signed by {signature_text(signer)}")
+    return bundle
 
 
 def _check_readable(data: Path, *, watch: bool) -> None:
@@ -118,7 +127,7 @@ def _hello(outbox: Outbox, device: str, *, bundle_id: str, error: float) -> Hell
 def _producer(settings: RunSettings, bundle: Bundle, *, front_end: FrontEnd, max_tokens: int) -> Producer:
     return Producer(
         spec=bundle.manifest.task,
-        tokenizer=BundleTokenizer(bundle.tokenizer_path),
+        tokenizer=open_tokenizer(bundle),
         front_end=front_end,
         max_tokens=max_tokens,
         policy=RolePolicy(role=settings.role, holdout=settings.holdout),

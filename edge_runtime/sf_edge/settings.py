@@ -37,7 +37,8 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of `sf-edge run`.
 
     `holdout` is the fraction of texts sent for validation; `outbox` None means the default folder; `max_tokens` None means
-    the bundle's; `give_up_after_s` 0 means never.
+    the bundle's; `give_up_after_s` 0 means never; `trust` is the file or folder with the public keys whose bundles are
+    accepted, None accepts unsigned bundles too.
     """
 
     bundle: GivenText
@@ -52,6 +53,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_outbox_bytes: Annotated[int, Meta(ge=1)] = 256 * MIB
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     give_up_after_s: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
+    trust: GivenText | None = None
     insecure: bool = False
     json: bool = False
 

@@ -10,10 +10,6 @@ from out_folder import OutFolder
 HOLDOUT: Final = 0.1
 """Share of its samples that each device marks for validation during training."""
 
-MAX_ERROR: Final = 0.03
-"""Error of the activations at the cut that quantization may cost. The default, 0.05, gives a smaller and faster bundle that
-cost about one point of accuracy on this data."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -33,7 +29,6 @@ def export_command(plan: Plan) -> list[str]:
     return [
         "sf-export", "--model", plan.model, "--split-layer", str(plan.split_layer), "--task", "text-classification",
         "--labels", plan.labels, "--max-tokens", str(plan.max_tokens), "--out", str(plan.out.bundle),
-        "--max-error", str(MAX_ERROR),
     ]  # fmt: skip
 
 

@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from sf_contract.bundle import MANIFEST_FILE, SIGNATURE_FILE
+from sf_contract import limits
+from sf_contract.bundle import CHECKSUM_FILE, MANIFEST_FILE, SIGNATURE_FILE, checksum_line
 from sf_contract.errors import BundleError, DiskFull, UsageError
 from sf_contract.manifest import BundleFile, Manifest, decode_manifest, encode_manifest
+from sf_contract.plain_files import read_plain
 
 
 def check_target(target: Path) -> None:
@@ -37,10 +39,11 @@ def _may_be_replaced(target: Path) -> bool:
     if not names:
         return True
     try:
-        manifest = decode_manifest((target / MANIFEST_FILE).read_bytes(), where=str(target))
+        raw = read_plain(target / MANIFEST_FILE, max_bytes=limits.MAX_MANIFEST_BYTES)
+        manifest = decode_manifest(raw or b"", where=str(target))
     except (BundleError, OSError):
         return False
-    return names <= {MANIFEST_FILE, SIGNATURE_FILE, *(file.name for file in manifest.files)}
+    return names <= {MANIFEST_FILE, CHECKSUM_FILE, SIGNATURE_FILE, *(file.name for file in manifest.files)}
 
 
 def describe_bytes(name: str, content: bytes) -> BundleFile:
@@ -48,29 +51,38 @@ def describe_bytes(name: str, content: bytes) -> BundleFile:
     return BundleFile(name=name, nbytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+def write_bundle(
+    target: Path, manifest: Manifest, files: Mapping[str, bytes], *, signature: bytes | None = None
+) -> None:
     """Write a bundle beside its place, make it durable and move it there; an older bundle is replaced.
 
     Args:
         target: the bundle's folder.
         manifest: what describes the files.
         files: contents by file name, without the manifest.
+        signature: content of the signature file, as `sf_contract.signing` makes it.
 
     Raises:
+        BundleError: no reader would accept this manifest; nothing is written.
         UsageError: the target exists and is no bundle folder.
         DiskFull: there is no room; nothing is left behind.
         OSError: the place cannot be written; nothing is left behind.
     """
+    described = encode_manifest(manifest)
+    decode_manifest(described, where=f"the manifest of {target}")
+    about = {MANIFEST_FILE: described, CHECKSUM_FILE: checksum_line(manifest.bundle_id)}
+    if signature is not None:
+        about[SIGNATURE_FILE] = signature
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     try:
         scratch.mkdir()
-        for name, content in {**files, MANIFEST_FILE: encode_manifest(manifest)}.items():
+        for name, content in {**files, **about}.items():
             write_file(scratch / name, content)
-        _sync_folder(scratch)
+        sync_folder(scratch)
         _put_in_place(scratch, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -105,7 +117,8 @@ def _put_in_place(scratch: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's own entries are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

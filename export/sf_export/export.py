@@ -1,10 +1,11 @@
-"""The export from checkpoint to bundle, step by step."""
+"""The export from checkpoint to bundles, step by step."""
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from sf_contract import __version__
+from sf_contract.codec import WireCodec
 from sf_contract.errors import ErrorBudgetExceeded
-from sf_contract.front_end import FrontEnd
+from sf_contract.int4 import Int4Parameters, calibrate
 from sf_contract.manifest import (
     FORMAT_VERSION,
     BaseModel,
@@ -28,19 +30,22 @@ from sf_contract.manifest import (
     SelfTest,
     TaskSpec,
 )
+from sf_contract.signing import SigningKey, read_signing_key
 from sf_export.bundle_writer import check_target, describe_bytes, write_bundle
-from sf_export.calibration import read_calibration
-from sf_export.graph import export_graph, quantize_embedding
-from sf_export.measure import Reference, Speed, input_peaks, mean_error, measure_error, measure_speed, reference_of
+from sf_export.calibration import Calibration, read_calibration
+from sf_export.checked_graph import checked_graph
+from sf_export.embedding import quantize_embedding
+from sf_export.measure import Reference, Speed, input_peaks, mean_error, measure_error, measure_speed, references_of
 from sf_export.model import BaseForExport, load_base
-from sf_export.quantize import EMBEDDING_CHOICE, GraphQuantizer, QuantizedGraph, quantize_graph
+from sf_export.quantize import GraphQuantizer, QuantizedGraph, embedding_choice, quantize_graph
 from sf_export.settings import ExportSettings, Quantize
 from sf_export.task import task_spec
-from sf_model.front import FrontModel, cut_front
+from sf_model.front import FrontModel
 
 GRAPH_FILE: Final = "front_end.onnx"
-TOKENIZER_FILE: Final = "tokenizer.json"
+TOKENIZER_FILE: Final = "tokenizer.json.gz"
 SELF_TEST_FILE: Final = "selftest.f32"
+WIRE_FILE: Final = "wire.f32"
 _SEARCH_TOKENS: Final = 512
 _SELF_TEST_SEQUENCES: Final = 4
 _SELF_TEST_TOKENS: Final = 24
@@ -64,6 +69,33 @@ class ExportResult:
     speed: Speed
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Common:
+    """What all cuts of one export share."""
+
+    settings: ExportSettings
+    base: BaseForExport
+    spec: TaskSpec
+    calibration: Calibration
+    key: SigningKey | None
+    threads: int
+    say: Say
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """One cut: where it goes, and what the untouched model computes there.
+
+    `self_test` are the sequences a device repeats; `int4` the parameters of that codec, None for others.
+    """
+
+    split_layer: int
+    target: Path
+    reference: Reference
+    self_test: Reference
+    int4: Int4Parameters | None
+
+
 class _Steps:
     """Says which step begins, and how long it has taken until then."""
 
@@ -75,67 +107,25 @@ class _Steps:
         self._say(f"{self._done}/{self._total} {what} ({time.monotonic() - self._start:.0f} s)")
 
 
-def export_bundle(settings: ExportSettings, *, say: Say) -> ExportResult:
-    """Make a bundle.
+def export_bundles(settings: ExportSettings, *, say: Say) -> list[ExportResult]:
+    """Make a bundle for each cut; the model is read and run once for all of them.
 
     Raises:
-        SplitFrozenError: the settings, the model or the calibration text cannot be used, or the error is too large;
-            nothing is written then.
+        SplitFrozenError: the settings, the model or the calibration text cannot be used, or a cut's error is too large;
+            bundles of the cuts before it are complete then, and of that cut nothing is written.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    threads = torch.get_num_threads()
-    steps = _Steps(say, 5)
+    steps = _Steps(say, 2 + 3 * len(settings.cuts))
     spec = task_spec(settings)
+    key = None if settings.sign is None else read_signing_key(Path(settings.sign).expanduser())
     steps.begin(f"loading {settings.model}")
-    base = load_base(settings, spec, say=say)
-    target = Path(settings.out) if settings.out else default_folder(base.identity, settings.split_layer)
-    check_target(target)
-    spec = msgspec.structs.replace(spec, end_token_id=base.end_token_id if spec.template.completion else None)
-    calibration = read_calibration(
-        Path(settings.calibration) if settings.calibration else None,
-        spec,
-        base.tokenizer,
-        max_tokens=settings.max_tokens,
-    )
-    front = cut_front(base.model, settings.split_layer)
-    base.check_positions(front, settings.max_tokens)
-
-    steps.begin(f"computing {calibration.tokens} tokens of {calibration.name} with the untouched model")
-    reference = reference_of(base.model, settings.split_layer, calibration.sequences)
-    test_sequences = [ids[:_SELF_TEST_TOKENS] for ids in calibration.sequences[:_SELF_TEST_SEQUENCES]]
-    self_test = reference_of(base.model, settings.split_layer, test_sequences)
-
-    steps.begin(f"turning the layers below {settings.split_layer} into an ONNX graph")
-    quantizer = _quantizer(front, base, reference, settings, threads)
-
-    steps.begin(f"quantizing ({settings.quantize.value})")
-    graph = quantize_graph(
-        quantizer, settings.quantize, reference=reference.part(_SEARCH_TOKENS), max_error=settings.max_error
-    )
-
-    steps.begin("measuring")
-    front_end = FrontEnd(graph.graph, codec=settings.wire, threads=threads)
-    error = measure_error(front_end, base.model, settings.split_layer, reference=reference, text=calibration.name)
-    choices = graph.choices if settings.quantize is Quantize.NONE else (EMBEDDING_CHOICE, *graph.choices)
-    _check_budget(error, choices, settings)
-    speed = measure_speed(
-        FrontEnd(graph.graph, codec=settings.wire),
-        FrontEnd(quantizer.fp32().graph, codec=settings.wire),
-        calibration.sequences[0],
-    )
-    manifest, files = _bundle(
-        base,
-        spec,
-        settings,
-        graph=graph,
-        choices=choices,
-        error=error,
-        self_test=self_test,
-        self_test_error=mean_error(front_end, self_test),
-    )
-    write_bundle(target, manifest, files)
-    return ExportResult(folder=target, manifest=manifest, speed=speed)
+    common = _common(settings, spec, key, say)
+    targets = _targets(settings, common.base.identity)
+    common.base.check_positions(common.base.front(settings.cuts[0]), settings.max_tokens)
+    steps.begin(f"computing {common.calibration.tokens} tokens of {common.calibration.name} with the untouched model")
+    cuts = _cuts(common, targets)
+    return [_export_cut(common, cut, steps) for cut in cuts]
 
 
 def default_folder(identity: BaseModel, split_layer: int) -> Path:
@@ -144,24 +134,118 @@ def default_folder(identity: BaseModel, split_layer: int) -> Path:
     return Path("bundles") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-cut{split_layer}"
 
 
-def _quantizer(
-    front: FrontModel, base: BaseForExport, reference: Reference, settings: ExportSettings, threads: int
-) -> GraphQuantizer:
-    # Before the embedding is rounded: smoothing looks at what the untouched layers see.
-    peaks = input_peaks(front, reference.part(_SEARCH_TOKENS).sequences)
+def _common(settings: ExportSettings, spec: TaskSpec, key: SigningKey | None, say: Say) -> _Common:
+    base = load_base(settings, spec, split_layers=settings.cuts, say=say)
+    spec = msgspec.structs.replace(spec, end_token_id=base.end_token_id if spec.template.completion else None)
+    calibration = read_calibration(
+        Path(settings.calibration) if settings.calibration else None,
+        spec,
+        base.tokenizer,
+        max_tokens=settings.max_tokens,
+    )
+    if note := calibration.shortfall():
+        say(note)
+    return _Common(
+        settings=settings,
+        base=base,
+        spec=spec,
+        calibration=calibration,
+        key=key,
+        threads=torch.get_num_threads(),
+        say=say,
+    )
+
+
+def _targets(settings: ExportSettings, identity: BaseModel) -> list[Path]:
+    """One folder per cut; several cuts go into numbered folders inside `--out`."""
+    cuts = settings.cuts
+    if settings.out is None:
+        targets = [default_folder(identity, cut) for cut in cuts]
+    elif len(cuts) == 1:
+        targets = [Path(settings.out)]
+    else:
+        targets = [Path(settings.out) / f"cut{cut}" for cut in cuts]
+    for target in targets:
+        check_target(target)
+    return targets
+
+
+def _cuts(common: _Common, targets: Sequence[Path]) -> list[_Cut]:
+    settings, model, sequences = common.settings, common.base.model, common.calibration.sequences
+    references = references_of(model, settings.cuts, sequences)
+    test_sequences = [ids[:_SELF_TEST_TOKENS] for ids in sequences[:_SELF_TEST_SEQUENCES]]
+    self_tests = references_of(model, settings.cuts, test_sequences)
+    return [
+        _Cut(
+            split_layer=split_layer,
+            target=target,
+            reference=reference,
+            self_test=self_test,
+            int4=calibrate(np.concatenate(reference.rows)) if settings.wire is WireCodec.INT4 else None,
+        )
+        for split_layer, target, reference, self_test in zip(
+            settings.cuts, targets, references, self_tests, strict=True
+        )
+    ]
+
+
+def _export_cut(common: _Common, cut: _Cut, steps: _Steps) -> ExportResult:
+    settings = common.settings
+    front = common.base.front(cut.split_layer)
+    common.base.free_memory()  # the whole model is not needed again before the error is measured
+    steps.begin(f"turning the layers below {cut.split_layer} into an ONNX graph")
+    quantizer = _quantizer(common, cut, front)
+    steps.begin(f"quantizing ({settings.quantize.value})")
+    graph = quantize_graph(
+        quantizer,
+        settings.quantize,
+        reference=cut.reference.part(_SEARCH_TOKENS),
+        max_error=settings.error_limit,
+        say=common.say,
+    )
+    steps.begin("measuring")
+    speed = _speed(common, quantizer, graph)
+    front_end = quantizer.front_end(graph.exact)
+    self_test_error = mean_error(front_end, cut.self_test)
+    del front, quantizer  # both hold fp32 weights; the model comes back for the next line
+    error = measure_error(
+        front_end, common.base.model, cut.split_layer, reference=cut.reference, text=common.calibration.name
+    )
+    choices = graph.choices
     if settings.quantize is not Quantize.NONE:
-        quantize_embedding(front, base.vocabulary)
-    model = export_graph(front, hidden=base.hidden, codec=settings.wire)
-    return GraphQuantizer(model, peaks=peaks, codec=settings.wire, threads=threads)
+        choices = (embedding_choice(settings.embedding), *choices)
+    _check_budget(error, choices, settings)
+    manifest, files = _bundle(common, cut, graph=graph, choices=choices, error=error, self_test_error=self_test_error)
+    signature = None if common.key is None else common.key.sign(manifest)
+    write_bundle(cut.target, manifest, files, signature=signature)
+    return ExportResult(folder=cut.target, manifest=manifest, speed=speed)
+
+
+def _speed(common: _Common, quantizer: GraphQuantizer, graph: QuantizedGraph) -> Speed:
+    sequence = common.calibration.sequences[0]
+    quantized = quantizer.front_end(graph.graph, threads=1)
+    return measure_speed(quantized, quantizer.front_end(quantizer.fp32().graph, threads=1), sequence)
+
+
+def _quantizer(common: _Common, cut: _Cut, front: FrontModel) -> GraphQuantizer:
+    settings = common.settings
+    # Before the embedding is rounded: smoothing looks at what the untouched layers see.
+    peaks = input_peaks(front, cut.reference.part(_SEARCH_TOKENS).sequences)
+    if settings.quantize is not Quantize.NONE:
+        quantize_embedding(front, common.base.vocabulary, settings.embedding)
+    model = checked_graph(front, hidden=common.base.hidden, codec=settings.wire, int4=cut.int4)
+    return GraphQuantizer(
+        model, peaks=peaks, target=settings.target, codec=settings.wire, int4=cut.int4, threads=common.threads
+    )
 
 
 def _check_budget(error: MeasuredError, choices: tuple[ProjectionChoice, ...], settings: ExportSettings) -> None:
-    if error.mean <= settings.max_error:
+    if error.mean <= settings.error_limit:
         return
     schemes = ", ".join(f"{choice.weights} {choice.scheme}" for choice in choices)
     raise ErrorBudgetExceeded(
         f"the best graph has {error.mean:.2%} mean error at the cut ({schemes}); "
-        f"--max-error allows {settings.max_error:.2%}",
+        f"--max-error allows {settings.error_limit:.2%}",
         cure=_budget_cure(settings),
     )
 
@@ -171,42 +255,47 @@ def _budget_cure(settings: ExportSettings) -> str:
         return "use --quantize auto, which searches for schemes that stay below it"
     if settings.quantize is Quantize.NONE:
         return "use a finer --wire (fp16, fp32) or raise --max-error"
-    return "raise --max-error, use --quantize none or a finer --wire (fp16, fp32)"
+    finer = "--embedding int8, " if settings.embedding.value == "int4" else ""
+    return f"raise --max-error, use {finer}--quantize none or a finer --wire (int8, fp16, fp32)"
 
 
 def _bundle(
-    base: BaseForExport,
-    spec: TaskSpec,
-    settings: ExportSettings,
+    common: _Common,
+    cut: _Cut,
     *,
     graph: QuantizedGraph,
     choices: tuple[ProjectionChoice, ...],
     error: MeasuredError,
-    self_test: Reference,
     self_test_error: float,
 ) -> tuple[Manifest, dict[str, bytes]]:
+    settings, base = common.settings, common.base
     files = {
         GRAPH_FILE: graph.graph,
-        TOKENIZER_FILE: base.tokenizer_json,
-        SELF_TEST_FILE: np.concatenate(self_test.rows).astype("<f4").tobytes(),
+        TOKENIZER_FILE: gzip.compress(base.tokenizer_json, mtime=0),
+        SELF_TEST_FILE: np.concatenate(cut.self_test.rows).astype("<f4").tobytes(),
     }
+    if cut.int4 is not None:
+        files[WIRE_FILE] = cut.int4.to_bytes()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         base_model=base.identity,
         geometry=Geometry(
-            split_layer=settings.split_layer,
+            split_layer=cut.split_layer,
             layers=base.layers,
             hidden=base.hidden,
             vocabulary=base.vocabulary,
             max_tokens=settings.max_tokens,
         ),
-        task=spec,
+        task=common.spec,
         wire_codec=settings.wire,
-        quantization=Quantization(requested=settings.quantize.value, choices=choices, error=error),
+        wire_file=None if cut.int4 is None else WIRE_FILE,
+        quantization=Quantization(
+            requested=settings.quantize.value, target=settings.target.value, choices=choices, error=error
+        ),
         graph_file=GRAPH_FILE,
         tokenizer_file=TOKENIZER_FILE,
         self_test=SelfTest(
-            token_ids=self_test.sequences,
+            token_ids=cut.self_test.sequences,
             rows_file=SELF_TEST_FILE,
             max_mean_error=_self_test_limit(self_test_error),
         ),

@@ -6,117 +6,55 @@ import ast
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from torch import nn
-from torch.nn import functional
 
-from sf_contract.codec import GROUP_CHANNELS, INT8_PEAK, WireCodec, scale_groups
+from sf_contract.codec import WireCodec, has_scales
 from sf_contract.errors import ModelError
+from sf_contract.int4 import Int4Parameters
+from sf_export.wire import WireFront
 from sf_model.front import FrontModel
 
-OPSET: Final = 18
-"""Newer ones bring single Attention and RotaryEmbedding nodes, which are no faster and fail for some batches."""
+OPSETS: Final = (23, 18)
+"""In order of preference. 23 has single nodes for attention, RMS norm and rotary positions, which leave half as much work
+beside the matrix products as 18 does; a model that cannot be expressed or computed with it takes 18."""
 
 MODULE_KEY: Final = "sf.module"
 """Node metadata: dotted name, inside the `FrontModel`, of the module a node comes from."""
 
 _SCOPES_KEY: Final = "pkg.torch.onnx.name_scopes"
+_SLICE: Final = re.compile(r"\.slice\([^)]*\)")
+"""What a module's name holds where the model runs through a slice of its list of layers."""
+
 _EXPORTER_LOGGERS: Final = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
-class Int8Embedding(nn.Module):
-    """A token embedding with int8 entries and one fp32 scale per token.
-
-    Scaling that the original module applies to its output is part of the table.
-    """
-
-    table: torch.Tensor
-    scales: torch.Tensor
-
-    def __init__(self, embedding: nn.Module, vocabulary: int) -> None:
-        super().__init__()
-        with torch.no_grad():
-            rows = embedding(torch.arange(vocabulary)).float()
-        peaks = rows.abs().amax(dim=1, keepdim=True)
-        scales = torch.where(peaks > 0, peaks / INT8_PEAK, torch.ones_like(peaks))
-        self.register_buffer("table", torch.round(rows / scales).to(torch.int8))
-        self.register_buffer("scales", scales)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[batch, tokens, hidden]` of token ids `[batch, tokens]`."""
-        levels = functional.embedding(input_ids, self.table).float()
-        return levels * functional.embedding(input_ids, self.scales)
-
-
-class WireFront(nn.Module):
-    """A front end that returns packed rows in a wire codec; the arithmetic is that of `sf_contract.codec`."""
-
-    def __init__(self, front: FrontModel, *, hidden: int, codec: WireCodec) -> None:
-        super().__init__()
-        self.front = front
-        self.hidden = hidden
-        self.codec = codec
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, row_index: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Encoded rows of the real tokens.
-
-        Args:
-            input_ids: int64 `[batch, tokens]`.
-            attention_mask: int64 `[batch, tokens]`, 1 for real tokens.
-            row_index: int64 `[rows]`, positions of real tokens in the flattened batch.
-
-        Returns:
-            `rows` `[rows, hidden]` and, for int8, `scales` `[rows, groups]`.
-        """
-        rows = self.front(input_ids, attention_mask).reshape(-1, self.hidden).index_select(0, row_index)
-        match self.codec:
-            case WireCodec.FP32:
-                return (rows,)
-            case WireCodec.FP16:
-                return (rows.to(torch.float16),)
-            case WireCodec.INT8:
-                return self._encode_int8(rows)
-
-    def _encode_int8(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        groups = scale_groups(self.codec, self.hidden)
-        padded = functional.pad(rows, (0, groups * GROUP_CHANNELS - self.hidden))
-        grouped = padded.reshape(-1, groups, GROUP_CHANNELS)
-        peaks = grouped.abs().amax(dim=2)
-        scales = torch.where(peaks == 0, torch.ones_like(peaks), peaks / INT8_PEAK)
-        # ONNX Runtime's maximum skips a NaN among numbers; this sum does not, and otherwise adds zero.
-        scales = scales + 0 * grouped.sum(dim=2)
-        levels = torch.clamp(torch.round(grouped / scales.unsqueeze(2)), -INT8_PEAK, INT8_PEAK)
-        return levels.reshape(-1, groups * GROUP_CHANNELS)[:, : self.hidden].to(torch.int8), scales
-
-
-def quantize_embedding(front: FrontModel, vocabulary: int) -> None:
-    """Replace the token embedding in place by its int8 form; learned positions stay as they are."""
-    front.base.set_input_embeddings(Int8Embedding(front.base.get_input_embeddings(), vocabulary))
-
-
-def export_graph(front: FrontModel, *, hidden: int, codec: WireCodec) -> ir.Model:
+def export_graph(
+    front: FrontModel, *, hidden: int, codec: WireCodec, int4: Int4Parameters | None = None, opset: int = OPSETS[0]
+) -> ir.Model:
     """The ONNX graph of a front end; nodes name their module in the metadata `MODULE_KEY`.
+
+    `int4` are the parameters of that codec, None for others.
 
     Raises:
         ModelError: PyTorch's exporter cannot express the model.
     """
-    names = ["rows", "scales"] if codec is WireCodec.INT8 else ["rows"]
+    names = ["rows", "scales"] if has_scales(codec) else ["rows"]
     dynamic = torch.export.Dim.DYNAMIC
     try:
         with _quiet():
             program = torch.onnx.export(
-                WireFront(front, hidden=hidden, codec=codec).eval(),
+                WireFront(front, hidden=hidden, codec=codec, int4=int4).eval(),
                 _example_inputs(),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=["input_ids", "attention_mask", "row_index"],
                 output_names=names,
                 dynamic_shapes=({0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}, {0: dynamic}),
@@ -179,5 +117,31 @@ def _cleaned(model: ir.Model) -> ir.Model:
         node.metadata_props.clear()
         # The scopes of a node: "", "front", "front.base", ..., the innermost module, the operation.
         if len(scopes) > 2:
-            node.metadata_props[MODULE_KEY] = str(scopes[-2]).removeprefix("front.")
+            node.metadata_props[MODULE_KEY] = _SLICE.sub("", str(scopes[-2]).removeprefix("front."))
+    _give_rotary_caches_a_batch(model)
+    passes.CommonSubexpressionEliminationPass()(model)
     return model
+
+
+def _give_rotary_caches_a_batch(model: ir.Model) -> None:
+    """Expand the sines and cosines of `RotaryEmbedding` to the batch.
+
+    Models compute them once for all sequences, `[1, tokens, size]`; ONNX allows `[batch, tokens, size]` only.
+    """
+    for node in list(model.graph):
+        if node.op_type == "RotaryEmbedding" and len(node.inputs) == 3:
+            for index in (1, 2):
+                _expand_to_batch(model.graph, node, index)
+
+
+def _expand_to_batch(graph: ir.Graph, node: ir.Node, index: int) -> None:
+    ones = graph.initializers.get("batch_only")
+    if ones is None:
+        tensor = ir.tensor(np.array([1, 1]), name="batch_only")
+        ones = ir.val("batch_only", dtype=tensor.dtype, shape=(2,), const_value=tensor)
+        graph.register_initializer(ones)
+    batch = ir.node("Shape", [node.inputs[0]], attributes={"start": 0, "end": 1})
+    shape = ir.node("Concat", [batch.outputs[0], ones], attributes={"axis": 0})
+    expand = ir.node("Expand", [node.inputs[index], shape.outputs[0]])
+    graph.insert_before(node, [batch, shape, expand])
+    node.replace_input_with(index, expand.outputs[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,16 +53,18 @@ class Speed:
     fp32: float
 
 
-def reference_of(model: PreTrainedModel, split_layer: int, sequences: Sequence[TokenIds]) -> Reference:
-    """Rows at the cut and loss of the whole model."""
-    block = find_blocks(model).modules[split_layer]
-    rows: list[FloatRows] = []
+def references_of(
+    model: PreTrainedModel, split_layers: Sequence[int], sequences: Sequence[TokenIds]
+) -> tuple[Reference, ...]:
+    """Rows at each cut, and the loss of the whole model, which runs once."""
+    blocks = find_blocks(model)
     losses: list[tuple[float, int]] = []
-    with torch.no_grad(), rows_leaving(block) as captured:
+    with torch.no_grad(), ExitStack() as stack:
+        captured = [stack.enter_context(rows_leaving(blocks.modules[cut])) for cut in split_layers]
         for sequence in sequences:
             losses.append(_loss_of(model, sequence))
-            rows.append(captured.pop()[0].float().numpy())
-    return Reference(sequences=tuple(sequences), rows=tuple(rows), loss=_mean_loss(losses))
+        rows = [tuple(found[0].float().numpy() for found in cut) for cut in captured]
+    return tuple(Reference(sequences=tuple(sequences), rows=cut, loss=_mean_loss(losses)) for cut in rows)
 
 
 def rows_of(front_end: FrontEnd, sequences: Sequence[TokenIds]) -> list[FloatRows]:

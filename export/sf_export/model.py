@@ -2,39 +2,89 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sf_contract.errors import ModelError, UsageError
+from sf_contract.errors import BundleError, ModelError, UsageError
 from sf_contract.manifest import BaseModel, Task, TaskSpec
 from sf_contract.tokenizer import BundleTokenizer
 from sf_export.settings import ExportSettings
 from sf_model.blocks import check_split_layer
-from sf_model.checkpoint import load_model, open_checkpoint, tokenizer_json
+from sf_model.checkpoint import open_checkpoint, tokenizer_json
 from sf_model.config_view import view_config
-from sf_model.front import FrontModel
+from sf_model.front import FrontModel, cut_front
+from sf_model.precision import WHOLE_BELOW_BYTES, free_buffers, held_in_fp32, load_exact
 
 _LANGUAGE_MODEL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 
 
+class HeldModel:
+    """A model that is opened again when it is needed: while a graph is made of its front end, it need not be there.
+
+    Args:
+        load: opens the model.
+        worth_it: whether letting go frees enough to open it again.
+    """
+
+    def __init__(self, load: Callable[[], PreTrainedModel], *, worth_it: bool) -> None:
+        self._load = load
+        self._worth_it = worth_it
+        self._model: PreTrainedModel | None = load()
+
+    def model(self) -> PreTrainedModel:
+        """The model, opened when it is not."""
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def let_go(self) -> None:
+        """Forget the model where that is worth it."""
+        if self._worth_it:
+            self._model = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BaseForExport:
-    """The whole model in fp32, its tokenizer and its sizes."""
+    """The whole model, its tokenizer and its sizes; it serves any number of cuts.
+
+    Attributes:
+        held: the model, as long as it is needed.
+    """
 
     identity: BaseModel
-    model: PreTrainedModel
+    held: HeldModel
     tokenizer: BundleTokenizer
     tokenizer_json: bytes
     end_token_id: int | None
     layers: int
     hidden: int
     vocabulary: int
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model; it computes in fp32 throughout, whatever its weights are held in, which are best left alone."""
+        return self.held.model()
+
+    def front(self, split_layer: int) -> FrontModel:
+        """Embedding and first `split_layer` layers, a copy with fp32 weights of its own.
+
+        Raises:
+            SplitLayerError, ModelError: as `cut_front` does.
+        """
+        model = self.model
+        free_buffers(model)
+        front = cut_front(model, split_layer)
+        free_buffers(model)
+        held_in_fp32(front)
+        return front
+
+    def free_memory(self) -> None:
+        """Let go of the model until it is asked for again; whoever calls this keeps no reference to it."""
+        self.held.let_go()
 
     def check_positions(self, front: FrontModel, max_tokens: int) -> None:
         """Refuse sequences longer than the model's positions reach, by the config and by running one.
@@ -58,16 +108,23 @@ class BaseForExport:
             )
 
 
-def load_base(settings: ExportSettings, spec: TaskSpec, *, say: Callable[[str], None]) -> BaseForExport:
-    """Open, check and load the base model; it is read once.
+def load_base(
+    settings: ExportSettings, spec: TaskSpec, *, split_layers: Sequence[int] = (), say: Callable[[str], None]
+) -> BaseForExport:
+    """Open, check and load the base model; it is read once, for all cuts.
+
+    Args:
+        split_layers: the cuts that will be made, checked before the weights are loaded.
+        say: told about work that takes long.
 
     Raises:
         ModelError: it cannot be found, read, or used for the task.
-        SplitLayerError: the cut lies outside the model.
+        SplitLayerError: a cut lies outside the model.
     """
     checkpoint = open_checkpoint(settings.model, revision=settings.revision, say=say)
     view = view_config(checkpoint.config)
-    check_split_layer(settings.split_layer, view.layers, checkpoint.identity.name)
+    for split_layer in split_layers:
+        check_split_layer(split_layer, view.layers, checkpoint.identity.name)
     has_head = _has_language_head(checkpoint.config)
     if spec.task is Task.CAUSAL_LM and not has_head:
         raise ModelError(
@@ -75,11 +132,15 @@ def load_base(settings: ExportSettings, spec: TaskSpec, *, say: Callable[[str], 
             cure="choose a causal language model, or --task text-classification",
         )
     raw_tokenizer, end_token_id = tokenizer_json(checkpoint)
-    model = load_model(checkpoint, task=Task.CAUSAL_LM if has_head else None, dtype=torch.float32).model
+    task = Task.CAUSAL_LM if has_head else None
+    held = HeldModel(
+        lambda: load_exact(checkpoint, task=task, say=say),
+        worth_it=checkpoint.weights.nbytes >= WHOLE_BELOW_BYTES,
+    )
     return BaseForExport(
         identity=checkpoint.identity,
-        model=model,
-        tokenizer=_tokenizer(raw_tokenizer),
+        held=held,
+        tokenizer=_tokenizer(raw_tokenizer, checkpoint.identity.name, view.vocabulary),
         tokenizer_json=raw_tokenizer,
         end_token_id=end_token_id,
         layers=view.layers,
@@ -98,9 +159,9 @@ def _has_position_table(front: FrontModel) -> bool:
     return any(isinstance(part, nn.Embedding) and part is not tokens for part in front.modules())
 
 
-def _tokenizer(raw: bytes) -> BundleTokenizer:
-    """Opened as a device opens it: from a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.json"
-        path.write_bytes(raw)
-        return BundleTokenizer(path)
+def _tokenizer(raw: bytes, name: str, vocabulary: int) -> BundleTokenizer:
+    """Opened as a device opens it."""
+    try:
+        return BundleTokenizer(raw, vocabulary=vocabulary, where=f"the tokenizer of {name}")
+    except BundleError as problem:
+        raise ModelError(problem.what, cure="give a checkpoint whose tokenizer is the model's own") from problem

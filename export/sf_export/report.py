@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from sf_contract.manifest import Manifest, Task, encode_manifest
+from sf_contract.manifest import Manifest, ProjectionChoice, Task, encode_manifest
 from sf_export.measure import Speed
 
 
@@ -43,6 +43,7 @@ def table_of(manifest: Manifest, speed: Speed | None) -> str:
         f"layers 0-{geometry.split_layer - 1} of {geometry.layers}, hidden {geometry.hidden}",
         f"task       {_task(manifest)}",
         *_labelled("size", [f"{nbytes / 1e6:7.2f} MB  {name}" for name, nbytes in _sizes(manifest).items()]),
+        f"target     {manifest.quantization.target}",
         *_labelled("schemes", _schemes(manifest)),
         f"error      mean {error.mean:.2%}, p99 {error.p99:.2%}, worst {error.worst:.2%} at the cut "
         f"({error.tokens} tokens of {error.text})",
@@ -87,9 +88,16 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def _schemes(manifest: Manifest) -> list[str]:
+    """One line per kind of weight; what the choice costs, where the search measured it."""
     choices = manifest.quantization.choices
     width = max((len(choice.weights) for choice in choices), default=0)
-    return [f"{choice.weights:{width}}  {choice.scheme}" for choice in choices]
+    return [f"{choice.weights:{width}}  {choice.scheme:14}{_costs(choice)}".rstrip() for choice in choices]
+
+
+def _costs(choice: ProjectionChoice) -> str:
+    if choice.added_error is None or choice.relative_time is None:
+        return ""
+    return f"  adds {choice.added_error:.2%} error, about {choice.relative_time:.2f} of the time in fp32"
 
 
 def _labelled(label: str, items: list[str]) -> list[str]:

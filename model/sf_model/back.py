@@ -11,18 +11,25 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from sf_contract.errors import ModelError
-from sf_model.blocks import check_split_layer, find_blocks, replace_hidden_states
+from sf_model.blocks import (
+    StandIn,
+    check_split_layer,
+    find_blocks,
+    refused_when_it_fails,
+    replace_hidden_states,
+    result_form,
+)
 
 _PROBE_LENGTHS = (5, 3)
-_MAX_PADDING_GAP = 0.1
-"""Relative. Other batch shapes take other kernels, so bf16 results differ by rounding, wrong padding by far more."""
+_MAX_PADDING_GAP: Final = {True: 1e-3, False: 0.1}
+"""Relative, for fp32 and for shorter dtypes. Other batch shapes take other kernels, so results differ by rounding."""
 
 
 class PadSide(enum.Enum):
@@ -32,30 +39,30 @@ class PadSide(enum.Enum):
     RIGHT = "right"
 
 
-class _BelowTheCut(nn.Module):
-    """Stands in for a frozen block that runs on the device; what it returns is never read."""
-
-    def __init__(self, block: nn.Module, entry: BackEnd) -> None:
-        super().__init__()
-        # Some models choose the attention mask of a layer by this attribute of the block.
-        if hasattr(block, "attention_type"):
-            self.attention_type = block.attention_type
-        self._rows = entry.current_rows
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        return self._rows()
-
-
 class BackEnd(nn.Module):
     """Layers from the cut on, final norm and head.
 
     Attributes:
         model: the ordinary Transformers model; PEFT may wrap it in place.
         split_layer: the cut.
-        pad_side: the side on which padding leaves every result unchanged, found by trying both.
+        pad_side: the side on which padding leaves every result unchanged, found by trying both unless it is given.
+
+    Args:
+        rows_dtype: what the blocks compute in; None: the dtype of their weights.
+
+    Raises:
+        SplitLayerError: the cut lies outside the model.
+        ModelError: the model cannot be entered at the cut, or padding changes its results on either side.
     """
 
-    def __init__(self, model: PreTrainedModel, split_layer: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        split_layer: int,
+        *,
+        pad_side: PadSide | None = None,
+        rows_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         blocks = find_blocks(model)
         check_split_layer(split_layer, len(blocks.modules), model.config.model_type)
@@ -65,13 +72,16 @@ class BackEnd(nn.Module):
         self.blocks_path = blocks.path
         self.hidden = int(model.config.get_text_config().hidden_size)
         self._rows: torch.Tensor | None = None
+        self._rows_dtype = rows_dtype
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         model.config.use_cache = False
-        _release_embedding(model)
+        form = result_form(model, blocks)
+        self._entry_width = _release_embedding(model)
         for index in range(split_layer):
-            blocks.modules[index] = _BelowTheCut(blocks.modules[index], self)
+            blocks.modules[index] = StandIn(blocks.modules[index], form, self._instead_of)
         blocks.modules[split_layer].register_forward_pre_hook(self._enter, with_kwargs=True)
-        self.pad_side = self._find_pad_side()
+        with refused_when_it_fails(model, f"entered at cut {split_layer}"):
+            self.pad_side = pad_side or self._find_pad_side()
 
     def current_rows(self) -> torch.Tensor:
         """Rows of the batch that is being computed, `[batch, tokens, hidden]`."""
@@ -87,17 +97,20 @@ class BackEnd(nn.Module):
             attention_mask: int64 `[batch, tokens]`, 1 for real rows.
 
         Returns:
-            `[batch, classes]` for classification, `[batch, tokens, vocabulary]` for causal language modelling.
+            `[batch, classes]` for classification, `[batch, tokens, vocabulary]` for causal language modelling,
+            hidden states `[batch, tokens, hidden]` for a bare base model.
         """
         options: dict[str, torch.Tensor] = {}
         if self._takes_positions:
             options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        self._rows = rows.to(_block_dtype(self.model))
+        self._rows = rows.to(self._rows_dtype or _block_dtype(self.model))
+        # What enters is never read: not the rows themselves, as some models change it in place or give it other channels.
+        entry = self._rows.new_zeros(*rows.shape[:2], self._entry_width)
         try:
-            output = self.model(inputs_embeds=self._rows, attention_mask=attention_mask, **options)
+            output = self.model(inputs_embeds=entry, attention_mask=attention_mask, **options)
         finally:
             self._rows = None
-        logits: torch.Tensor = output.logits
+        logits: torch.Tensor = output.logits if "logits" in output else output[0]
         return logits
 
     def pad(self, sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,6 +120,9 @@ class BackEnd(nn.Module):
         ones = [torch.ones(length, dtype=torch.int64, device=rows.device) for length in lengths]
         mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=self.pad_side.value)
         return rows, mask
+
+    def _instead_of(self, _: torch.Tensor) -> torch.Tensor:
+        return self.current_rows()
 
     def _enter(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -125,7 +141,7 @@ class BackEnd(nn.Module):
         gaps = {side: self._padding_gap(side, probes) for side in PadSide}
         self.model.train(was_training)
         best = min(PadSide, key=lambda side: gaps[side])
-        if not gaps[best] < _MAX_PADDING_GAP:
+        if not gaps[best] < _MAX_PADDING_GAP[_block_dtype(self.model) is torch.float32]:
             raise ModelError(
                 f"the back end gives other results when sequences are padded (relative gap {gaps[best]:.3g})",
                 cure="choose a model whose batches may be padded",
@@ -150,9 +166,15 @@ def _block_dtype(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _release_embedding(model: PreTrainedModel) -> None:
-    """Free the token embedding unless the output head shares its weight: rows never pass through it."""
+def _release_embedding(model: PreTrainedModel) -> int:
+    """Free the token embedding unless the output head shares its weight: rows never pass through it.
+
+    Returns:
+        Its channels; some models widen or narrow them before the first block.
+    """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
+    channels = int(embedding.weight.shape[1])
     head = cast(nn.Linear | None, model.get_output_embeddings())  # type: ignore[no-untyped-call]
     if head is None or head.weight is not embedding.weight:
         embedding.weight = nn.Parameter(embedding.weight[:1].clone(), requires_grad=False)
+    return channels

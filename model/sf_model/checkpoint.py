@@ -1,37 +1,34 @@
 """Opening a base model: a hub id, a local folder of safetensors, or a `.gguf` file.
 
-Together with `config_view` the one door to `transformers` for loading. Only safetensors and GGUF are read: pickled
-weights are refused, since loading them can run code.
+Nothing of it is trusted before it was checked: files are whole, the architecture is known, every weight that the model
+needs is there and is a number. Program code that a model brings is never run.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import os
-import shutil
-import struct
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from sf_contract.bundle import sha256_of_file
 from sf_contract.errors import MismatchError, ModelError
 from sf_contract.manifest import BaseModel, Task
-from sf_model.config_view import model_class
+from sf_model.config_file import CONFIG_FILE, read_config
+from sf_model.config_view import model_class, view_config
+from sf_model.gguf_conversion import converted_gguf
+from sf_model.gguf_header import check_gguf
+from sf_model.hub import download
+from sf_model.loaded import check_complete, check_finite, shape_mismatch
+from sf_model.progress import ByteProgress, Say, silent, told_while
+from sf_model.weight_files import FLOATING, WeightFiles, find_weights, sha256_of
 
-DEFAULT_MODEL: Final = "openai-community/gpt2"
-_GGUF_MAGIC: Final = b"GGUF"
-_HUB_FILES: Final = ("*.safetensors", "*.json", "*.model", "*.txt")
-
-Say = Callable[[str], None]
+_OWN_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +39,22 @@ class Checkpoint:
         identity: name, revision and digests, as they go into a bundle's manifest.
         folder: what `from_pretrained` opens.
         config: the model's config.
+        weights: its files, found whole.
     """
 
     identity: BaseModel
     folder: Path
     config: PretrainedConfig
+    weights: WeightFiles
+
+    @property
+    def own_dtype(self) -> torch.dtype:
+        """The smallest dtype that holds every weight exactly: that of the files, or fp32 where they differ."""
+        floating = {info.dtype for info in self.weights.tensors.values() if info.dtype in FLOATING}
+        return _OWN_DTYPES.get(next(iter(floating)), torch.float32) if len(floating) == 1 else torch.float32
 
 
-def open_checkpoint(source: str, *, revision: str | None = None, say: Say = lambda _: None) -> Checkpoint:
+def open_checkpoint(source: str, *, revision: str | None = None, say: Say = silent) -> Checkpoint:
     """Find a base model and identify it by content.
 
     Args:
@@ -65,13 +70,13 @@ def open_checkpoint(source: str, *, revision: str | None = None, say: Say = lamb
     if path.suffix == ".gguf":
         return _open_gguf(path, say)
     if path.is_dir():
-        return _open_folder(path, name=path.resolve().name, revision=None)
+        return _open_folder(path, name=path.resolve().name, revision=None, say=say)
     if path.exists():
         raise ModelError(
             f"{path} is a file, but not a .gguf file", cure="give a hub id, a model folder or a .gguf file"
         )
-    folder = _download(source, revision, say)
-    return _open_folder(folder, name=source, revision=folder.name)
+    folder = download(source, revision, say=say)
+    return _open_folder(folder, name=source, revision=folder.name, say=say)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +100,35 @@ def load_model(
     dtype: torch.dtype,
     labels: Sequence[str] = (),
     seed: int = 0,
+    say: Say = silent,
 ) -> LoadedModel:
-    """The model for a task; weights the checkpoint lacks are drawn from `seed`.
+    """The model for a task; a head the checkpoint lacks is drawn from `seed`, for text classification only.
+
+    Weights whose dtype is kept are mapped from their files and not copied.
 
     Args:
         task: selects the ordinary Transformers class; None gives the bare base model.
         dtype: dtype of all weights.
         labels: class names for `Task.TEXT_CLASSIFICATION`.
+        say: told about loading that takes long.
 
     Raises:
-        ModelError: the folder does not hold a model that this task's class can load.
+        ModelError: the folder does not hold a model that this task's class can load, a weight the model needs is missing
+            or has another shape, or a weight is not finite.
     """
-    options: dict[str, Any] = {}
-    if task is Task.TEXT_CLASSIFICATION:
-        options["id2label"] = dict(enumerate(labels))
-        options["label2id"] = {label: index for index, label in enumerate(labels)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            loaded: Any = model_class(task).from_pretrained(
-                checkpoint.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
-        except Exception as problem:  # transformers, safetensors and torch raise many kinds for a damaged folder
-            raise ModelError(
-                f"{checkpoint.identity.name} cannot be loaded: {type(problem).__name__}: {problem}",
-                cure="check that the folder holds a complete model with *.safetensors weights",
-            ) from problem
-    model: PreTrainedModel = loaded[0]
+    _check_layers(checkpoint)
+    with told_while(say, f"loading {checkpoint.identity.name}"):
+        model, missing = _loaded(checkpoint, task=task, dtype=dtype, labels=labels, seed=seed)
+        classifies = task is Task.TEXT_CLASSIFICATION
+        check_complete(model, missing, name=checkpoint.identity.name, head_may_be_new=classifies)
+        check_finite(model, name=checkpoint.identity.name)
     config = model.config.get_text_config()
-    if task is Task.TEXT_CLASSIFICATION and config.pad_token_id is None:
+    if classifies and config.pad_token_id is None:
         # Decoder classes refuse batches without one; padding is masked, so any id will do.
         config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
     model.train(False)
     model.requires_grad_(False)
-    modules = {name.rpartition(".")[0] for name in loaded[1]["missing_keys"]}
+    modules = {name.rpartition(".")[0] for name in missing}
     return LoadedModel(model=model, new_modules=tuple(sorted(modules)))
 
 
@@ -153,17 +153,18 @@ def tokenizer_json(checkpoint: Checkpoint) -> tuple[bytes, int | None]:
     Raises:
         ModelError: the model has no tokenizer, or none that library can express.
     """
+    name = checkpoint.identity.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
-    except Exception as problem:  # transformers raises many kinds when files are missing
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except Exception as problem:  # transformers raises many kinds when files are missing or damaged
         raise ModelError(
-            f"{checkpoint.identity.name} has no tokenizer that can be loaded: {problem}",
-            cure="add tokenizer.json to the model folder",
+            f"{name} has no tokenizer that can be loaded: {_joined(problem)}",
+            cure="add the model's own tokenizer.json to the model folder",
         ) from problem
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
-            f"the tokenizer of {checkpoint.identity.name} exists in Python only",
+            f"the tokenizer of {name} exists in Python only, which devices cannot run",
             cure="add a tokenizer.json (a fast tokenizer) to the model folder",
         )
     backend.no_padding()
@@ -176,106 +177,75 @@ def _keep_transformers_quiet() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _open_folder(folder: Path, *, name: str, revision: str | None) -> Checkpoint:
-    config_path = folder / "config.json"
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as problem:  # OSError, ValueError, KeyError: missing, not JSON, unknown model_type
-        raise ModelError(
-            f"{folder} is not a model folder: {problem}", cure="give a folder with config.json and *.safetensors"
-        ) from problem
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"{folder} holds no *.safetensors weights", cure="save the model as safetensors")
+def _open_folder(folder: Path, *, name: str, revision: str | None, say: Say) -> Checkpoint:
+    config = read_config(folder)
+    weights = find_weights(folder)
     identity = BaseModel(
         name=name,
         revision=revision,
         model_type=config.model_type,
-        config_sha256=sha256_of_file(config_path),
-        weights_sha256=_joint_digest(weights),
+        config_sha256=sha256_of_file(folder / CONFIG_FILE),
+        weights_sha256=weights.digest(say),
     )
-    return Checkpoint(identity=identity, folder=folder, config=config)
-
-
-def _joint_digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}:{sha256_of_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _download(source: str, revision: str | None, say: Say) -> Path:
-    say(f"fetching {source} from the hub (kept in the hub's cache)")
-    try:
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"])
-        )
-    except Exception as problem:  # the hub client raises its own, httpx's and OSError for one cause: not available
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise ModelError(
-            f"no model {source!r}: not a folder, not a .gguf file, and the hub does not give it ({reason})",
-            cure="check the spelling and the network, or give a local folder",
-        ) from problem
+    return Checkpoint(identity=identity, folder=folder, config=config, weights=weights)
 
 
 def _open_gguf(path: Path, say: Say) -> Checkpoint:
-    _check_gguf(path)
-    digest = sha256_of_file(path)
-    folder = _cache_root() / f"gguf-{digest[:32]}"
-    if not folder.is_dir():
-        say(f"converting {path.name} to safetensors once (kept in {folder})")
-        _convert_gguf(path, folder)
-    opened = _open_folder(folder, name=path.name, revision=None)
+    check_gguf(path)
+    digest = sha256_of(path, ByteProgress(say, f"hashing {path.name}", total_bytes=path.stat().st_size))
+    folder = converted_gguf(path, digest, cache=_cache_root(), say=say)
+    config = read_config(folder)
     identity = BaseModel(
         name=path.name,
         revision=None,
-        model_type=opened.identity.model_type,
-        config_sha256=opened.identity.config_sha256,
+        model_type=config.model_type,
+        config_sha256=sha256_of_file(folder / CONFIG_FILE),
         weights_sha256=digest,
     )
-    return Checkpoint(identity=identity, folder=folder, config=opened.config)
+    return Checkpoint(identity=identity, folder=folder, config=config, weights=find_weights(folder))
 
 
-def _check_gguf(path: Path) -> None:
-    cure = "give a complete .gguf file (format version 2 or 3)"
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
-    except OSError as problem:
-        raise ModelError(f"{path} cannot be read: {problem.strerror}", cure="check the path") from problem
-    if len(head) < 8 or head[:4] != _GGUF_MAGIC:
-        raise ModelError(f"{path} is not a GGUF file: it begins with {head[:4]!r}, expected {_GGUF_MAGIC!r}", cure=cure)
-    (version,) = struct.unpack("<I", head[4:])
-    if version not in (2, 3):
-        raise ModelError(f"{path} has GGUF version {version}; known are 2 and 3", cure=cure)
-
-
-def _convert_gguf(path: Path, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        _without_quantizer(model).save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(scratch)
-        scratch.replace(folder)
-    except Exception as problem:  # gguf, transformers and torch raise many kinds for a damaged file
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Before a model is built as large as the config says."""
+    layers, tensors = view_config(checkpoint.config).layers, len(checkpoint.weights.tensors)
+    if layers > tensors:
         raise ModelError(
-            f"{path} cannot be converted: {type(problem).__name__}: {problem}",
-            cure="give a complete .gguf file of an architecture Transformers can read from GGUF",
-        ) from problem
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            f"the config of {checkpoint.identity.name} names {layers:,} layers, and its weights are {tensors:,} tensors",
+            cure="fetch the model again, weights and config.json of the same version",
+        )
 
 
-def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not claim to be quantized: Transformers refuses to save one that does."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict(), assign=True)
-    plain.tie_weights()
-    return plain
+def _loaded(
+    checkpoint: Checkpoint, *, task: Task | None, dtype: torch.dtype, labels: Sequence[str], seed: int
+) -> tuple[PreTrainedModel, Collection[str]]:
+    """The model and the names of the weights that were drawn at random."""
+    options: dict[str, Any] = {}
+    if task is Task.TEXT_CLASSIFICATION:
+        options["id2label"] = dict(enumerate(labels))
+        options["label2id"] = {label: index for index, label in enumerate(labels)}
+    kind: Any = model_class(task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            loaded: tuple[PreTrainedModel, Mapping[str, Collection[str]]] = kind.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as problem:  # transformers, safetensors and torch raise many kinds for a damaged folder
+            reason = shape_mismatch(kind, checkpoint.config, checkpoint.weights) or _joined(problem)
+            raise ModelError(
+                f"{checkpoint.identity.name} cannot be loaded: {reason}",
+                cure="check that the folder holds one model's config.json and *.safetensors weights",
+            ) from problem
+    return loaded[0], loaded[1]["missing_keys"]
+
+
+def _joined(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
 def _cache_root() -> Path:

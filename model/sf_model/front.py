@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from sf_contract.errors import ModelError
-from sf_model.blocks import Blocks, check_split_layer, find_blocks, rows_leaving
+from sf_model.blocks import (
+    Blocks,
+    ResultForm,
+    StandIn,
+    check_split_layer,
+    find_blocks,
+    refused_when_it_fails,
+    result_form,
+    rows_reaching,
+)
+from sf_model.config_view import FAMILIES_CURE, view_config
 
-_PROBE_TOKENS = 7
+PROBE_LENGTHS: Final = (9, 5)
+"""Tokens of the two sequences that a cut is tried on."""
+
+MAX_PADDING_GAP: Final = 1e-3
+"""Relative, in fp32: another batch shape takes other kernels, which differ by rounding, about 1e-6."""
 
 
 class FrontModel(nn.Module):
     """Token ids to hidden states at the cut.
 
     Attributes:
-        base: a bare base model whose block list ends at the cut and in which nothing follows the blocks.
+        base: a bare base model whose block list ends, at the cut, with a stand-in that reads the hidden states; nothing
+            that only runs after it has weights, and none of it is part of the result.
+        end: that stand-in.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, base: PreTrainedModel, blocks_path: str, form: ResultForm) -> None:
         super().__init__()
         self.base = base
+        self._reached: torch.Tensor | None = None
+        blocks = cast(nn.ModuleList, base.get_submodule(blocks_path))
+        self.end = StandIn(blocks[-1], form, self._read)
+        blocks.append(self.end)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Hidden states `[batch, tokens, hidden]` of int64 `input_ids` and `attention_mask` `[batch, tokens]`."""
-        hidden: torch.Tensor = self.base(input_ids=input_ids, attention_mask=attention_mask)[0]
-        return hidden
+        try:
+            self.base(input_ids=input_ids, attention_mask=attention_mask)
+            return cast(torch.Tensor, self._reached)
+        finally:
+            self._reached = None
+
+    def _read(self, rows: torch.Tensor) -> torch.Tensor:
+        self._reached = rows
+        return rows
 
 
 def cut_front(model: PreTrainedModel, split_layer: int) -> FrontModel:
@@ -39,26 +68,69 @@ def cut_front(model: PreTrainedModel, split_layer: int) -> FrontModel:
 
     Raises:
         SplitLayerError: the cut lies outside the model.
-        ModelError: the part below the cut does not compute the whole model's hidden states.
+        ModelError: the part below the cut does not compute the whole model's hidden states, or padding changes them.
     """
     whole = cast(PreTrainedModel, model.base_model)
     blocks = find_blocks(whole)
     check_split_layer(split_layer, len(blocks.modules), model.config.model_type)
-    front = FrontModel(_copy_below(whole, blocks, split_layer)).eval()
-    input_ids, mask = _probe(model)
-    with torch.no_grad():
-        last_block = front.base.get_submodule(f"{blocks.path}.{split_layer - 1}")
-        _drop_what_follows(front, last_block, input_ids, mask)
-        with rows_leaving(blocks.modules[split_layer]) as captured:
-            whole(input_ids=input_ids, attention_mask=mask)
+    form = result_form(whole, blocks)
+    front = FrontModel(_copy_below(whole, blocks, split_layer), blocks.path, form).eval()
+    input_ids, mask = probe_batch(model)
+    with torch.no_grad(), refused_when_it_fails(model, f"cut at {split_layer}"):
+        wanted = rows_reaching(whole, blocks.modules[split_layer], input_ids, mask)
+        _check_shape(model, wanted, mask)
+        _drop_what_follows(front, input_ids, mask)
         rows = front(input_ids, mask)
-    if rows.shape != captured[0].shape or not torch.equal(rows, captured[0]):
+        short = front(input_ids[1:, : PROBE_LENGTHS[1]], mask[1:, : PROBE_LENGTHS[1]])
+    if rows.shape != wanted.shape or not torch.equal(rows[mask > 0], wanted[mask > 0]):
         raise ModelError(
             f"{model.config.model_type}: the layers below cut {split_layer} alone do not compute the whole model's "
             "hidden states, so its layers share state across the cut",
             cure="choose another model or cut",
         )
+    check_padding(model, short[0], rows[1, : PROBE_LENGTHS[1]])
     return front
+
+
+def probe_batch(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask `[2, tokens]` of two sequences with `PROBE_LENGTHS` tokens, the same for the same vocabulary."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    generator = torch.Generator().manual_seed(0)
+    shape = len(PROBE_LENGTHS), max(PROBE_LENGTHS)
+    input_ids = torch.randint(0, int(embedding.weight.shape[0]), shape, generator=generator)
+    mask = (torch.arange(shape[1]) < torch.tensor(PROBE_LENGTHS)[:, None]).long()
+    device = embedding.weight.device
+    return (input_ids * mask).to(device), mask.to(device)
+
+
+def check_padding(model: PreTrainedModel, alone: torch.Tensor, in_batch: torch.Tensor) -> None:
+    """Refuse a model whose results for a sequence alone and for the same one beside a longer one differ.
+
+    Raises:
+        ModelError: they do.
+    """
+    gap = relative_gap(in_batch, alone)
+    if not gap < MAX_PADDING_GAP:
+        raise ModelError(
+            f"{model.config.model_type} gives a sequence other results when it is padded (relative gap {gap:.2g}), so "
+            "it mixes padding into the text",
+            cure=FAMILIES_CURE,
+        )
+
+
+def relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Norm of the difference over the norm of `wanted`."""
+    return float((found - wanted).float().norm() / wanted.float().norm().clamp(min=1e-6))
+
+
+def _check_shape(model: PreTrainedModel, rows: torch.Tensor, mask: torch.Tensor) -> None:
+    hidden = view_config(model.config).hidden
+    if tuple(rows.shape) != (*mask.shape, hidden):
+        raise ModelError(
+            f"{model.config.model_type} passes hidden states of shape {list(rows.shape)} from layer to layer for "
+            f"{list(mask.shape)} tokens; a cut needs one row of {hidden} channels per token",
+            cure=FAMILIES_CURE,
+        )
 
 
 def _copy_below(whole: PreTrainedModel, blocks: Blocks, split_layer: int) -> PreTrainedModel:
@@ -72,35 +144,46 @@ def _copy_below(whole: PreTrainedModel, blocks: Blocks, split_layer: int) -> Pre
     return base
 
 
-def _probe(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    embedding = cast(nn.Embedding, model.get_input_embeddings())
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(0, int(embedding.weight.shape[0]), (1, _PROBE_TOKENS), generator=generator)
-    return input_ids, torch.ones_like(input_ids)
+class _Skipped(nn.Module):
+    """Takes the place of what only runs after the cut, such as a final norm, a pooler, or an output projection."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> object:
+        """The first argument."""
+        return next(iter((*args, *kwargs.values())))
 
 
-def _drop_what_follows(front: FrontModel, last_block: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor) -> None:
-    """Replace by identity every module that runs after the last block: final norm, pooler, output projection."""
-    after_blocks = False
-    followers: list[str] = []
-
-    def last_block_done(*_: object) -> None:
-        nonlocal after_blocks
-        after_blocks = True
-
-    def note(path: str) -> None:
-        if after_blocks and not any(path.startswith(outer + ".") for outer in followers):
-            followers.append(path)
-
-    handles = [last_block.register_forward_hook(last_block_done)]
-    for path, module in front.base.named_modules():
-        if path:
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: note(path)))
-    try:
+def _drop_what_follows(front: FrontModel, input_ids: torch.Tensor, mask: torch.Tensor) -> None:
+    """Take the weights away from every module that runs after the cut only."""
+    with _calls(front) as (before, after):
         front(input_ids, mask)
+    followers = [path for path in after if path not in before]
+    for path in followers:
+        if not any(path.startswith(outer + ".") for outer in followers):
+            parent, _, name = path.rpartition(".")
+            setattr(front.base.get_submodule(parent), name, _Skipped())
+
+
+@contextmanager
+def _calls(front: FrontModel) -> Iterator[tuple[set[str], list[str]]]:
+    """Paths of the modules in `front.base` that are called before its end is reached, and after."""
+    before: set[str] = set()
+    after: list[str] = []
+    reached = False
+
+    def note(path: str, module: nn.Module) -> None:
+        nonlocal reached
+        if reached:
+            after.append(path)
+        else:
+            before.add(path)
+        reached = reached or module is front.end
+
+    handles = [
+        module.register_forward_pre_hook(lambda module, _, path=path: note(path, module))
+        for path, module in front.base.named_modules()
+    ]
+    try:
+        yield before, after
     finally:
         for handle in handles:
             handle.remove()
-    for path in followers:
-        parent, _, name = path.rpartition(".")
-        setattr(front.base.get_submodule(parent), name, nn.Identity())

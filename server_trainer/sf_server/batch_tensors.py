@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sf_contract.activations import NO_TARGET
-from sf_contract.codec import GROUP_CHANNELS, EncodedRows
+from sf_contract.codec import GROUP_CHANNELS, EncodedRows, WireCodec, needed_parameters
+from sf_contract.int4 import Int4Layout, Int4Parameters
 from sf_model.back import BackEnd, PadSide
 from sf_server.stored import StoredSample
 
@@ -32,12 +33,19 @@ class BatchTensors:
 
 
 def decode_to_tensor(encoded: EncodedRows) -> torch.Tensor:
-    """float32 `[tokens, hidden]`; equal to `sf_contract.codec.decode_rows` to the last bit."""
-    rows = torch.from_numpy(np.array(encoded.rows)).float()
-    if not encoded.scales.shape[1]:
-        return rows
-    scales = torch.from_numpy(np.array(encoded.scales))
-    return rows * scales.repeat_interleave(GROUP_CHANNELS, dim=1)[:, : encoded.hidden]
+    """float32 `[tokens, hidden]`; equal to `sf_contract.codec.decode_rows` to the last bit.
+
+    Raises:
+        ValueError: the rows are int4 and came without the bundle's parameters.
+    """
+    rows, scales = torch.from_numpy(np.array(encoded.rows)), torch.from_numpy(np.array(encoded.scales))
+    match encoded.codec:
+        case WireCodec.FP32 | WireCodec.FP16:
+            return rows.float()
+        case WireCodec.INT8:
+            return rows.float() * scales.repeat_interleave(GROUP_CHANNELS, dim=1)[:, : rows.shape[1]]
+        case WireCodec.INT4:
+            return _decode_int4(rows, scales, needed_parameters(encoded.int4))
 
 
 def make_batch(samples: Sequence[StoredSample], back_end: BackEnd, device: torch.device) -> BatchTensors:
@@ -49,6 +57,25 @@ def make_batch(samples: Sequence[StoredSample], back_end: BackEnd, device: torch
         labels=_labels(samples, back_end.pad_side).to(device),
         tokens=int(mask.sum()),
     )
+
+
+def _decode_int4(packed: torch.Tensor, scales: torch.Tensor, parameters: Int4Parameters) -> torch.Tensor:
+    layout = parameters.layout
+    spread = scales.float()[:, torch.from_numpy(layout.group_of_channel())]
+    half = torch.from_numpy(layout.halves())
+    levels = _unpacked(packed, layout).float()
+    unit, mean = torch.from_numpy(parameters.unit), torch.from_numpy(parameters.mean)
+    values = ((levels + 0.5) / half - 1) * spread * unit + mean
+    return values[:, torch.from_numpy(parameters.place_of_channel)]
+
+
+def _unpacked(packed: torch.Tensor, layout: Int4Layout) -> torch.Tensor:
+    """Levels uint8 `[tokens, hidden]` in wire order."""
+    wide, nibbles, bit_bytes = torch.split(packed, [layout.wide, layout.nibble_bytes, layout.finer // 8], dim=1)
+    others = torch.cat([nibbles & 15, nibbles >> 4], dim=1)[:, : layout.hidden - layout.wide]
+    bits = (bit_bytes[:, None] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1).reshape(len(packed), layout.finer)
+    finer = others[:, : layout.finer] << 1 | bits
+    return torch.cat([wide, finer, others[:, layout.finer :]], dim=1)
 
 
 def _labels(samples: Sequence[StoredSample], side: PadSide) -> torch.Tensor:

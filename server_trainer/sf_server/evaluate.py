@@ -56,7 +56,7 @@ def main_eval(arguments: Sequence[str]) -> int:
 
 
 def _score_held_out(pieces: Pieces, back_end: BackEnd) -> Score:
-    with Store.open_read_only(pieces.folder.store_path) as store:
+    with Store.open_read_only(pieces.folder.store_path, int4=pieces.bundle.int4_parameters()) as store:
         infos = store.sample_infos(role=Role.VALIDATION)
         if not infos:
             raise DataError(

@@ -13,7 +13,7 @@ from sf_contract.errors import DataError
 from sf_contract.manifest import Task
 from sf_contract.records import BadRow, Record, read_records
 from sf_contract.samples import UnusableRecord, fill_template, template_fields
-from sf_contract.tokenizer import BundleTokenizer
+from sf_contract.tokenizer import open_tokenizer
 from sf_model.back import BackEnd
 from sf_server.batch_tensors import decode_to_tensor
 from sf_server.text_front import FrontKind, RowsOf, open_text_front, tokenize_record
@@ -63,7 +63,7 @@ class Predictor:
     def __init__(self, pieces: Pieces, kind: FrontKind, *, max_new_tokens: int) -> None:
         self._pieces = pieces
         self._spec = pieces.bundle.manifest.task
-        self._tokenizer = BundleTokenizer(pieces.bundle.tokenizer_path)
+        self._tokenizer = open_tokenizer(pieces.bundle)
         self._rows_of: RowsOf = open_text_front(pieces, kind)
         self._back_end: BackEnd = trained_back_end(pieces)
         self._max_new_tokens = max_new_tokens

@@ -15,8 +15,9 @@ from typing import Final, Self
 import numpy as np
 
 from sf_contract.activations import TARGET_DTYPE, EncodedSample
-from sf_contract.codec import SCALE_DTYPE, row_dtype
+from sf_contract.codec import row_dtype, scale_dtype
 from sf_contract.errors import DiskFull, StoreError
+from sf_contract.int4 import Int4Parameters
 from sf_contract.limits import KIB, MIB
 from sf_contract.messages import AlreadyStored, Role, Stored
 from sf_server.store_schema import APPLICATION_ID, INSERT_SAMPLE, NOTE_HELLO, SCHEMA, SCHEMA_VERSION
@@ -32,9 +33,10 @@ _SEQS_PER_QUERY: Final = 500
 class Store:
     """An open store; use it in the thread that opened it, and close it (or use it as a context manager)."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, int4: Int4Parameters | None = None) -> None:
         self._path = path
         self._connection = connection
+        self._int4 = int4
 
     @classmethod
     def open(cls, path: Path, *, max_bytes: int) -> Self:
@@ -55,8 +57,8 @@ class Store:
         return store
 
     @classmethod
-    def open_read_only(cls, path: Path) -> Self:
-        """Open for reading, while another process may be writing.
+    def open_read_only(cls, path: Path, *, int4: Int4Parameters | None = None) -> Self:
+        """Open for reading, while another process may be writing; `int4` lets the samples of such a bundle be decoded.
 
         Raises:
             StoreError: there is no file, or it is not a store of this format version.
@@ -64,7 +66,7 @@ class Store:
         if not path.is_file():
             raise StoreError(f"there is no store at {path}", cure="start sf-server train with this run folder first")
         with _translated(path):
-            store = cls(path, _connect(f"file:{_quoted(path)}?mode=rw"))
+            store = cls(path, _connect(f"file:{_quoted(path)}?mode=rw"), int4=int4)
         try:
             with _translated(path):
                 store._connection.execute("PRAGMA query_only = ON")
@@ -182,7 +184,7 @@ class Store:
                     f"SELECT seq, device, label, tokens, codec, rows, scales, targets FROM samples WHERE seq IN ({marks})",
                     list(part),
                 ):
-                    found[row[0]] = stored_sample(row)
+                    found[row[0]] = stored_sample(row, self._int4)
         missing = next((seq for seq in seqs if seq not in found), None)
         if missing is not None:
             raise StoreError(f"{self._path} holds no sample {missing}", cure="start a new run from the devices' data")
@@ -232,7 +234,7 @@ class Store:
                 rows.tokens,
                 rows.codec.value,
                 np.ascontiguousarray(rows.rows, dtype=row_dtype(rows.codec)).tobytes(),
-                np.ascontiguousarray(rows.scales, dtype=SCALE_DTYPE).tobytes(),
+                np.ascontiguousarray(rows.scales, dtype=scale_dtype(rows.codec)).tobytes(),
                 None if sample.targets is None else np.ascontiguousarray(sample.targets, dtype=TARGET_DTYPE).tobytes(),
             ),
         )

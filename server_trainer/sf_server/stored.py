@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 
 from sf_contract.activations import TARGET_DTYPE, Targets
-from sf_contract.codec import SCALE_DTYPE, EncodedRows, WireCodec, row_dtype
+from sf_contract.codec import EncodedRows, WireCodec, row_dtype, scale_dtype
+from sf_contract.int4 import Int4Parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,15 @@ def device_summary(row: Sequence[Any]) -> DeviceSummary:
     return msgspec.convert(dict(zip(DeviceSummary.__dataclass_fields__, row, strict=True)), DeviceSummary, strict=False)
 
 
-def stored_sample(row: SampleRow) -> StoredSample:
-    """A sample from its columns."""
+def stored_sample(row: SampleRow, int4: Int4Parameters | None) -> StoredSample:
+    """A sample from its columns; `int4` is what decoding its rows needs, where their codec is int4."""
     seq, device, label, tokens, codec, rows, scales, targets = row
     kind = WireCodec(codec)
     encoded = EncodedRows(
         codec=kind,
         rows=np.frombuffer(rows, dtype=row_dtype(kind)).reshape(tokens, -1),
-        scales=np.frombuffer(scales, dtype=SCALE_DTYPE).reshape(tokens, len(scales) // (tokens * SCALE_DTYPE.itemsize)),
+        scales=np.frombuffer(scales, dtype=scale_dtype(kind)).reshape(tokens, -1 if scales else 0),
+        int4=int4,
     )
     numbers = None if targets is None else np.frombuffer(targets, dtype=TARGET_DTYPE)
     return StoredSample(seq=seq, device=device, rows=encoded, label=label, targets=numbers)

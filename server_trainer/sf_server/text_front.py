@@ -12,10 +12,10 @@ import torch
 
 from sf_contract.codec import EncodedRows, WireCodec
 from sf_contract.errors import DataError
-from sf_contract.front_end import open_front_end
+from sf_contract.front_end import open_front_end, run_self_test
 from sf_contract.records import BadRow, Record, Row, read_records
 from sf_contract.samples import TokenizedSample, UnusableRecord, tokenize
-from sf_contract.tokenizer import BundleTokenizer
+from sf_contract.tokenizer import BundleTokenizer, open_tokenizer
 from sf_model.front import FrontModel, cut_front
 from sf_server.stored import SampleInfo, StoredSample
 from sf_server.trained import Pieces
@@ -41,9 +41,14 @@ class Skipped:
 
 
 def open_text_front(pieces: Pieces, kind: FrontKind) -> RowsOf:
-    """The front end of a run: the quantized graph its devices use, or the base model's own first layers in fp32."""
+    """The front end of a run: the quantized graph its devices use, or the base model's own first layers in fp32.
+
+    Raises:
+        SelfTestFailed: this machine computes the quantized graph in another way than the devices it is made for.
+    """
     if kind is FrontKind.BUNDLE:
         front_end = open_front_end(pieces.bundle, threads=torch.get_num_threads())
+        run_self_test(pieces.bundle, front_end)
         return lambda token_ids: front_end.run([token_ids])[0]
     front = cut_front(pieces.load_model(torch.float32).model, pieces.bundle.manifest.geometry.split_layer)
     return lambda token_ids: _fp32_rows(front, token_ids)
@@ -55,7 +60,7 @@ def read_samples(pieces: Pieces, path: Path, *, need_label: bool) -> Iterator[tu
     Raises:
         DataError: the file cannot be read.
     """
-    tokenizer = BundleTokenizer(pieces.bundle.tokenizer_path)
+    tokenizer = open_tokenizer(pieces.bundle)
     for row in read_records(path):
         if isinstance(row, BadRow):
             yield Skipped(row.line, row.reason)

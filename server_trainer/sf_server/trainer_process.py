@@ -43,13 +43,13 @@ def _train(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     pieces = open_pieces(run, say=_say)
     torch.set_num_threads(pieces.settings.threads or usable_cores())
-    learner, plan = _make_learner(pieces)
+    learner, plan = make_learner(pieces)
     _say(_described(plan, learner, pieces))
     checkpoints = Checkpoints(pieces.folder.checkpoints_path)
     around = Surroundings(say=_say, stopped=stop.is_set, wait=stop.wait, train_device=pieces.device)
     newest = checkpoints.load_newest()
     with (
-        Store.open_read_only(pieces.folder.store_path) as store,
+        Store.open_read_only(pieces.folder.store_path, int4=pieces.bundle.int4_parameters()) as store,
         MetricsLog(pieces.folder.metrics_path, after_step=newest.progress.step if newest else 0) as metrics,
     ):
         trainer = Trainer(learner, store, pieces.settings, checkpoints=checkpoints, metrics=metrics, around=around)
@@ -62,7 +62,8 @@ def _train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _make_learner(pieces: Pieces) -> tuple[Learner, LoraPlan]:
+def make_learner(pieces: Pieces) -> tuple[Learner, LoraPlan]:
+    """A fresh learner as the run's settings ask for it, and what got LoRA; the same weights for the same seed."""
     settings = pieces.settings
     loaded = pieces.load_model()
     back_end = pieces.back_end(loaded)

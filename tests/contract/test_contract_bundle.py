@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,8 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sf_contract import limits
-from sf_contract.bundle import MANIFEST_FILE, SIGNATURE_FILE, describe_file, open_bundle
+from sf_contract import limits, plain_files
+from sf_contract.bundle import (
+    CHECKSUM_FILE,
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    check_id,
+    checksum_line,
+    describe_file,
+    open_bundle,
+)
 from sf_contract.errors import BundleError
 from sf_contract.manifest import Manifest, Task, decode_manifest, encode_manifest
 
@@ -122,8 +135,49 @@ def test_test_vectors_of_another_size_are_refused(
     rows.write_bytes(bytes(12))
     files = tuple(describe_file(bundle_folder / file.name) for file in manifest.files)
     write_manifest(change(manifest, files=files))
-    with pytest.raises(BundleError, match="test vectors"):
-        open_bundle(bundle_folder).self_test_rows()
+    with pytest.raises(BundleError, match="test vectors of 12 bytes; 3 tokens need 96"):
+        open_bundle(bundle_folder)
+
+
+def test_the_checksum_beside_the_manifest_must_be_its_own(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    (bundle_folder / CHECKSUM_FILE).write_bytes(checksum_line(bundle.bundle_id))
+    assert open_bundle(bundle_folder).bundle_id == bundle.bundle_id
+    (bundle_folder / CHECKSUM_FILE).write_bytes(checksum_line("0" * 64))
+    with pytest.raises(BundleError, match="do not belong together"):
+        open_bundle(bundle_folder)
+
+
+def test_the_checksum_is_what_sha256sum_reads(bundle_folder: Path) -> None:
+    (bundle_folder / CHECKSUM_FILE).write_bytes(checksum_line(open_bundle(bundle_folder).bundle_id))
+    done = subprocess.run(["sha256sum", "--check", "--strict", CHECKSUM_FILE], cwd=bundle_folder, check=False)
+    assert done.returncode == 0
+
+
+def test_another_bundle_than_the_wanted_one_is_refused(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    check_id(bundle, None)
+    check_id(bundle, bundle.bundle_id)
+    for wanted in ("", bundle.bundle_id[:12], "0" * 64):
+        with pytest.raises(BundleError, match="is bundle"):
+            check_id(bundle, wanted)
+
+
+@pytest.mark.parametrize("name", [*NAMES, MANIFEST_FILE])
+def test_a_file_this_user_may_not_read_is_named(
+    bundle_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the operating system would say it; for root, nothing is unreadable."""
+    opened = os.open
+
+    def deny(path: Path, flags: int) -> int:
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags)
+
+    monkeypatch.setattr(plain_files.os, "open", deny)
+    with pytest.raises(BundleError, match="cannot be read: Permission denied"):
+        open_bundle(bundle_folder)
 
 
 def test_white_space_key_order_and_unknown_keys_are_refused(manifest: Manifest) -> None:
@@ -167,7 +221,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 def is_manifest_or_refused(raw: bytes) -> None:
     try:
         found = decode_manifest(raw, where="manifest.json")
-    except BundleError:
+    except BundleError as refusal:
+        assert refusal.cure
         return
     assert encode_manifest(found) == raw
 
@@ -177,12 +232,80 @@ def test_any_bytes_give_a_manifest_or_are_refused(raw: bytes) -> None:
     is_manifest_or_refused(raw)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+SEVERAL = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@SEVERAL
 @given(index=st.integers(0, 5000), value=st.integers(0, 255))
 def test_one_changed_byte_gives_a_manifest_or_is_refused(manifest: Manifest, index: int, value: int) -> None:
     raw = bytearray(encode_manifest(manifest))
     raw[index % len(raw)] = value
     is_manifest_or_refused(bytes(raw))
+
+
+@SEVERAL
+@given(start=st.integers(0, 2000), length=st.integers(0, 40), put=st.binary(max_size=40))
+def test_a_piece_exchanged_for_any_bytes_gives_a_manifest_or_is_refused(
+    manifest: Manifest, start: int, length: int, put: bytes
+) -> None:
+    raw = encode_manifest(manifest)
+    start %= len(raw)
+    is_manifest_or_refused(raw[:start] + put + raw[start + length :])
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@SEVERAL
+@given(choices=st.randoms(use_true_random=False), value=ANY_JSON)
+def test_any_value_anywhere_gives_a_manifest_or_is_refused(
+    manifest: Manifest, choices: random.Random, value: object
+) -> None:
+    """The document stays canonical JSON, so the value itself must be judged."""
+    fields = msgspec.json.decode(encode_manifest(manifest))
+    _put_somewhere(fields, value, choices)
+    is_manifest_or_refused(msgspec.json.encode(fields, order="sorted"))
+
+
+def _put_somewhere(inside: Any, value: object, choices: random.Random) -> None:
+    """Replace a random entry of a random part of a JSON document."""
+    keys = list(inside) if isinstance(inside, dict) else list(range(len(inside)))
+    key = choices.choice(keys) if keys else None
+    if key is None:
+        return
+    if isinstance(inside[key], dict | list) and inside[key] and choices.random() < 0.8:
+        _put_somewhere(inside[key], value, choices)
+    else:
+        inside[key] = value
+
+
+@SEVERAL
+@given(
+    name=st.text(max_size=300),
+    label=st.text(min_size=1, max_size=300),
+    error=st.floats(min_value=0, max_value=1e6),
+    tokens=st.lists(st.integers(0, 12), min_size=3, max_size=3),
+)
+def test_what_is_accepted_survives_the_round_trip(
+    manifest: Manifest, name: str, label: str, error: float, tokens: list[int]
+) -> None:
+    changed = change(
+        manifest,
+        base_model=change(manifest.base_model, name=name),
+        task=change(manifest.task, labels=("no", label)),
+        self_test=change(manifest.self_test, token_ids=(tuple(tokens),), max_mean_error=error),
+    )
+    printable = all(" " <= sign != "\x7f" and not "\x80" <= sign <= "\x9f" for sign in name + label)
+    acceptable = printable and label != "no" and max(tokens) < 10 and max(len(name), len(label)) <= 256
+    raw = encode_manifest(changed)
+    if acceptable:
+        assert decode_manifest(raw, where="manifest.json") == changed
+    else:
+        refused(raw)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from sf_contract.codec import (
     decode_rows,
     encode_rows,
     relative_row_errors,
+    row_columns,
     scale_groups,
 )
+from support.wire_rows import int4_for
 
 INT8_ERROR = 0.015
 """Rounding to 127 levels per group of 64 Gaussian channels: peak about 2.8 sigma, step peak / 127, error step / sqrt(12)."""
@@ -74,8 +76,9 @@ def test_sizes_and_bounds_hold_for_every_shape(
     tokens: int, hidden: int, codec: WireCodec, exponent: int, seed: int
 ) -> None:
     rows = (np.random.default_rng(seed).uniform(-1, 1, (tokens, hidden)) * 10.0**exponent).astype(np.float32)
-    encoded = encode_rows(rows, codec)
-    assert (encoded.tokens, encoded.hidden) == (tokens, hidden)
+    encoded = encode_rows(rows, codec, int4_for(codec, hidden))
+    assert encoded.tokens == tokens
+    assert encoded.rows.shape[1] == row_columns(codec, hidden)
     assert encoded.nbytes == tokens * bytes_per_token(codec, hidden)
     assert encoded.scales.shape == (tokens, scale_groups(codec, hidden))
     assert encoded.is_finite()
@@ -92,7 +95,7 @@ def test_sizes_and_bounds_hold_for_every_shape(
 def test_rows_that_are_not_finite_are_recognised(codec: WireCodec, value: float) -> None:
     rows = gaussian_rows(3, 70)
     rows[1, 65] = value
-    assert not encode_rows(rows, codec).is_finite()
+    assert not encode_rows(rows, codec, int4_for(codec, 70)).is_finite()
 
 
 def test_a_part_is_a_view() -> None:

@@ -32,6 +32,7 @@ from sf_contract.messages import (
     Stored,
     Welcome,
 )
+from support.wire_rows import int4_for
 
 OUTBOX = "0123456789abcdef0123456789abcdef"
 BUNDLE = "ab" * 32
@@ -99,20 +100,21 @@ def test_every_message_type_has_golden_bytes() -> None:
     assert {type(message) for message, _ in EXAMPLES} | {ActivationBatch} == set(AnyMessage.__args__)
 
 
-def test_a_batch_comes_back_as_it_was_sent() -> None:
+@pytest.mark.parametrize("codec", list(WireCodec))
+def test_a_batch_comes_back_as_it_was_sent(codec: WireCodec) -> None:
     random = np.random.default_rng(1)
     samples = [
         EncodedSample(
             ordinal=i,
             role=Role.VALIDATION if i % 2 else Role.TRAIN,
-            rows=encode_rows(random.normal(size=(1 + i, 70)).astype(np.float32), WireCodec.INT8),
+            rows=encode_rows(random.normal(size=(1 + i, 70)).astype(np.float32), codec, int4_for(codec, 70)),
             label=i,
         )
         for i in range(5)
     ]
     envelope = decode([bytes(frame) for frame in encode(*pack(BUNDLE, samples))])
     assert isinstance(envelope.message, ActivationBatch)
-    found = unpack(envelope.message, envelope.buffers, codec=WireCodec.INT8, hidden=70, with_targets=False)
+    found = unpack(envelope.message, envelope.buffers, codec=codec, hidden=70, with_targets=False)
     for before, after in zip(samples, found, strict=True):
         assert (after.ordinal, after.role, after.label) == (before.ordinal, before.role, before.label)
         assert np.array_equal(after.rows.rows, before.rows.rows)
@@ -128,7 +130,7 @@ def test_rows_are_packed_and_never_padded(codec: WireCodec, with_targets: bool) 
         EncodedSample(
             ordinal=i,
             role=Role.TRAIN,
-            rows=encode_rows(np.ones((n, 10), dtype=np.float32), codec),
+            rows=encode_rows(np.ones((n, 10), dtype=np.float32), codec, int4_for(codec, 10)),
             targets=np.zeros(n, dtype=np.int32) if with_targets else None,
         )
         for i, n in enumerate(lengths)
@@ -153,6 +155,18 @@ def test_buffers_that_do_not_fit_the_batch_are_refused_by_name() -> None:
             unpack(batch, wrong, **options)
     with pytest.raises(MalformedMessage, match="rows are"):
         unpack(batch, (rows, scales, targets), codec=WireCodec.INT8, hidden=4, with_targets=True)
+
+
+def test_int4_buffers_that_do_not_fit_the_batch_are_refused_by_name() -> None:
+    encoded = encode_rows(np.ones((2, 200), dtype=np.float32), WireCodec.INT4, int4_for(WireCodec.INT4, 200))
+    batch, (rows, scales) = pack(BUNDLE, [EncodedSample(ordinal=0, role=Role.TRAIN, rows=encoded, label=0)])
+    options = {"codec": WireCodec.INT4, "hidden": 200, "with_targets": False}
+    unpack(batch, (rows, scales), **options)
+    for wrong in ((rows[:, 1:], scales), (rows.view(np.int8), scales), (rows, scales.astype(np.float32))):
+        with pytest.raises(MalformedMessage, match="needs"):
+            unpack(batch, wrong, **options)
+    with pytest.raises(MalformedMessage, match=r"rows are uint8 \[2, 102\]; this batch needs uint8 \[2, 99\]"):
+        unpack(batch, (rows, scales), **{**options, "hidden": 196})
 
 
 def test_a_batch_larger_than_a_header_or_buffer_may_be_cannot_be_encoded() -> None:

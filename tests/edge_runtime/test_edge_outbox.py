@@ -18,6 +18,7 @@ from sf_contract.messages import AlreadyStored, Rejected, RejectionCode, Role, S
 from sf_edge.outbox import DATABASE_FILE, Outbox, read_outbox_status
 from sf_edge.outbox_records import Owner
 from sf_edge.sources import SourcePosition
+from support.wire_rows import int4_for
 
 OWNER = Owner(bundle_id="a" * 64, device="pi", codec=WireCodec.INT8, hidden=70)
 MAX_BYTES = 10_000
@@ -29,7 +30,8 @@ def open_outbox(folder: Path, *, owner: Owner = OWNER, max_bytes: int = MAX_BYTE
 
 def make_sample(ordinal: int, *, tokens: int = 3, codec: WireCodec = WireCodec.INT8) -> EncodedSample:
     values = np.random.default_rng(ordinal).normal(size=(tokens, OWNER.hidden)).astype(np.float32)
-    return EncodedSample(ordinal=ordinal, role=Role.VALIDATION, rows=encode_rows(values, codec), label=ordinal % 2)
+    rows = encode_rows(values, codec, int4_for(codec, OWNER.hidden))
+    return EncodedSample(ordinal=ordinal, role=Role.VALIDATION, rows=rows, label=ordinal % 2)
 
 
 def add(outbox: Outbox, count: int = 1) -> None:
@@ -42,9 +44,10 @@ def offered(outbox: Outbox) -> list[int]:
     return [offer.ordinal for offer in outbox.offers(after=-1, limit=100)]
 
 
-def test_a_sample_comes_back_as_it_was(tmp_path: Path) -> None:
-    with open_outbox(tmp_path) as outbox:
-        sample = make_sample(0)
+@pytest.mark.parametrize("codec", list(WireCodec))
+def test_a_sample_comes_back_as_it_was(tmp_path: Path, codec: WireCodec) -> None:
+    with open_outbox(tmp_path, owner=dataclasses.replace(OWNER, codec=codec)) as outbox:
+        sample = make_sample(0, codec=codec)
         outbox.append(sample, SourcePosition(1, "d"))
         outbox.commit()
         (loaded,) = outbox.load([0])

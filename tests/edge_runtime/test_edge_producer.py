@@ -13,7 +13,7 @@ from sf_contract.errors import SelfTestFailed, UsageError
 from sf_contract.front_end import open_front_end, run_self_test
 from sf_contract.messages import Role
 from sf_contract.records import BadRow, Row
-from sf_contract.tokenizer import BundleTokenizer
+from sf_contract.tokenizer import open_tokenizer
 from sf_edge.producer import (
     NotFinite,
     Produced,
@@ -28,7 +28,7 @@ from sf_edge.producer import (
 def make_producer(bundle: Bundle, *, max_tokens: int = 16, policy: RolePolicy | None = None) -> Producer:
     return Producer(
         spec=bundle.manifest.task,
-        tokenizer=BundleTokenizer(bundle.tokenizer_path),
+        tokenizer=open_tokenizer(bundle),
         front_end=open_front_end(bundle),
         max_tokens=max_tokens,
         policy=policy or RolePolicy(),

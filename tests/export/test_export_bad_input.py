@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sf_contract.errors import BundleError, DataError, ModelError, SplitLayerError, UsageError
 from sf_export.main import main
@@ -104,10 +105,48 @@ def test_folders_without_config_weights_or_tokenizer_are_refused(run: Run, damag
 
 def test_corrupt_weights_are_refused(run: Run, damaged: Path) -> None:
     weights = damaged / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:2000])
+    whole = weights.read_bytes()
+    for content in (whole[:2000], whole[:-1], b"", b"text", bytes(len(whole))):
+        weights.write_bytes(content)
+        code, line = run(*GOOD, "--model", str(damaged))
+        assert code == ModelError.exit_code
+        assert "model.safetensors" in line
+        assert "is not a whole safetensors file" in line
+
+
+def test_weights_that_are_missing_or_no_numbers_are_refused(run: Run, damaged: Path) -> None:
+    weights = damaged / "model.safetensors"
+    tensors = load_file(weights)
+    spoiled = tensors["model.layers.3.mlp.up_proj.weight"].clone()
+    spoiled[0, 0] = float("nan")
+    for changed, says in (
+        ({**tensors, "model.layers.3.mlp.up_proj.weight": spoiled}, "not finite"),
+        ({name: tensor for name, tensor in tensors.items() if ".layers.0." not in name}, "lacks 9 of the weights"),
+        ({name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}, "lm_head.weight"),
+        ({**tensors, "model.norm.weight": spoiled[:, 1].clone()}, "has shape"),
+    ):
+        save_file(changed, weights, metadata={"format": "pt"})
+        code, line = run(*GOOD, "--model", str(damaged))
+        assert code == ModelError.exit_code
+        assert says in line
+
+
+def test_pickles_own_code_and_unknown_architectures_are_refused(run: Run, damaged: Path) -> None:
+    config = json.loads((damaged / "config.json").read_text())
+    for changes, says in (
+        ({"model_type": "mamba9000"}, "does not know"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "is never run"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized (awq)"),
+    ):
+        (damaged / "config.json").write_text(json.dumps({**config, **changes}))
+        code, line = run(*GOOD, "--model", str(damaged))
+        assert code == ModelError.exit_code
+        assert says in line
+    (damaged / "config.json").write_text(json.dumps(config))
+    (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
     code, line = run(*GOOD, "--model", str(damaged))
     assert code == ModelError.exit_code
-    assert "cannot be loaded" in line
+    assert "pytorch_model.bin" in line
 
 
 def test_an_encoder_decoder_is_refused(run: Run, damaged: Path) -> None:
@@ -127,7 +166,11 @@ def test_causal_lm_needs_a_language_model_head(run: Run, tiny_model) -> None:
 
 def test_calibration_text_that_is_missing_or_empty_is_refused(run: Run, llama: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    for name in ("empty.txt", "missing.jsonl"):
+    (tmp_path / "blank.txt").write_text("\n \n\t\n")
+    (tmp_path / "zeros.txt").write_bytes(b"text\0text")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "other.jsonl").write_text('{"sentence": "x"}\n')
+    for name in ("empty.txt", "blank.txt", "zeros.txt", "binary", "other.jsonl", "missing.jsonl"):
         code, line = run(*GOOD, "--model", str(llama), "--calibration", str(tmp_path / name))
         assert code == DataError.exit_code
         assert name in line

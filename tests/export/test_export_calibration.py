@@ -51,11 +51,48 @@ def test_sequences_and_their_number_are_bounded(tmp_path: Path) -> None:
     assert max(map(len, _read(path, max_tokens=7))) == 7
 
 
-def test_files_without_usable_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "other.csv").write_text("sentence,label\nx,y\n")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "text.pdf").write_text("text")
-    for name in ("empty.txt", "other.csv", "binary.txt", "text.pdf", "missing.txt", "missing.jsonl"):
-        with pytest.raises(DataError):
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", "is empty, or has blank lines only"),
+        ("blank.txt", b"\n \n\t\r\n", "is empty, or has blank lines only"),
+        ("empty.jsonl", b"", "is empty, or has blank lines only"),
+        ("other.csv", b"sentence,label\nx,y\n", "line 2: column 'text' is missing"),
+        ("broken.jsonl", b"{\n", "line 1: not JSON"),
+        ("blank.jsonl", b'{"text": " "}\n', "is empty, or has blank lines only"),
+        ("latin1.txt", "gr\u00fcn".encode("latin-1"), r"not UTF-8 text \(byte 2 is 0xfc\)"),
+        ("binary.txt", b"\xff\xfe\x00", r"not UTF-8 text \(byte 0 is 0xff\)"),
+        ("zeros.txt", b"text\0text", "character 4 is a zero byte"),
+        ("text.pdf", b"text", "unknown ending '.pdf'"),
+    ],
+)
+def test_files_without_usable_text_are_refused_with_what_was_found(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        _read(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    for name in ("missing.txt", "missing.jsonl"):
+        with pytest.raises(DataError, match="cannot be read"):
             _read(tmp_path / name)
+    with pytest.raises(DataError, match="Is a directory"):
+        _read(tmp_path)
+
+
+def test_text_without_line_breaks_is_used_whole(tmp_path: Path) -> None:
+    path = tmp_path / "one-line.txt"
+    path.write_text("word " * 2_000, encoding="utf-8")
+    assert len(_read(path)) == 5
+
+
+def test_a_text_too_short_to_measure_well_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("one two three", encoding="utf-8")
+    shortfall = read_calibration(path, CLASSIFICATION, _OneTokenPerWord(), max_tokens=256).shortfall()
+    assert shortfall is not None
+    assert "short.txt gives only 3 tokens" in shortfall
+    assert read_calibration(None, CLASSIFICATION, _OneTokenPerWord(), max_tokens=256).shortfall() is None

@@ -15,7 +15,7 @@ from sf_contract.codec import WireCodec
 from sf_contract.errors import DiskFull, ErrorBudgetExceeded
 from sf_contract.front_end import open_front_end, run_self_test
 from sf_contract.manifest import Task
-from sf_contract.tokenizer import BundleTokenizer
+from sf_contract.tokenizer import open_tokenizer
 from sf_export import bundle_writer
 from sf_export.main import main
 
@@ -52,7 +52,7 @@ def test_a_bundle_opens_passes_its_self_test_and_says_what_it_is(
     assert manifest.quantization.error.mean <= 0.05
     assert manifest.quantization.error.loss_fp32 is not None
     assert {choice.scheme for choice in manifest.quantization.choices} >= {"int8-per-row", "int8-per-token"}
-    token_ids = BundleTokenizer(bundle.tokenizer_path).encode("light on", special_tokens=True, max_tokens=None)
+    token_ids = open_tokenizer(bundle).encode("light on", special_tokens=True, max_tokens=None)
     rows = open_front_end(bundle).run([token_ids, token_ids[:1]])
     assert [encoded.rows.shape for encoded in rows] == [(2, 72), (1, 72)]
     assert rows[0].scales.shape == (2, 2)

@@ -9,37 +9,29 @@ import numpy as np
 import pytest
 import torch
 
-from sf_contract.codec import FloatRows, WireCodec, decode_rows, encode_rows, relative_row_errors
+from sf_contract.codec import FloatRows, WireCodec, decode_rows, encode_rows, has_scales, relative_row_errors
 from sf_contract.front_end import FrontEnd
-from sf_export.graph import Int8Embedding, WireFront, export_graph, quantize_embedding, serialize
-from sf_export.projections import kinds, split_gemms
+from sf_export.graph import export_graph, serialize
+from sf_export.projections import groups_of, split_gemms
+from sf_export.wire import WireFront
 from sf_model.checkpoint import load_model, open_checkpoint
 from sf_model.front import FrontModel, cut_front
-from support.tiny_models import FAMILIES, HIDDEN, VOCABULARY
+from support.tiny_models import FAMILIES, HIDDEN
 from support.tolerances import FP32_RELATIVE
+from support.wire_rows import int4_for
 
 CUT = 2
 SEQUENCES = ([5, 9, 33, 7, 12, 60, 3, 18, 41], [11, 2, 50], [8], [6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6])
 KINDS = {
-    "gpt2": {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"},
-    "bert": {
-        "attention.self.query",
-        "attention.self.key",
-        "attention.self.value",
+    "gpt2": ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    "bert": (
+        "attention.self.query, key, value",
         "attention.output.dense",
         "intermediate.dense",
         "output.dense",
-    },
+    ),
 }
-LLAMA_KINDS = {
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-}
+LLAMA_KINDS = ("self_attn.q_proj, k_proj, v_proj", "self_attn.o_proj", "mlp.gate_proj, up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ def exported(request: pytest.FixtureRequest, tiny_model) -> _Exported:
     front = _front(tiny_model(request.param))
     plain, coded = (export_graph(front, hidden=HIDDEN, codec=codec) for codec in (WireCodec.FP32, WireCodec.INT8))
     split_gemms(plain)
-    names = kinds(plain)
+    names = tuple(group.kind for group in groups_of(plain))
     return _Exported(
         front=front,
         fp32=FrontEnd(serialize(plain), codec=WireCodec.FP32),
@@ -103,7 +95,7 @@ def test_int8_rows_are_those_of_the_reference_codec(exported: _Exported) -> None
 @pytest.mark.slow
 def test_matrix_products_are_found_and_named(exported: _Exported, request: pytest.FixtureRequest) -> None:
     family = request.node.callspec.params["exported"]
-    assert set(exported.kinds) == KINDS.get(family, LLAMA_KINDS)
+    assert exported.kinds == KINDS.get(family, LLAMA_KINDS) * CUT
 
 
 def test_the_codec_of_the_front_end_is_the_reference_codec_to_the_last_bit(tiny_model) -> None:
@@ -111,15 +103,15 @@ def test_the_codec_of_the_front_end_is_the_reference_codec_to_the_last_bit(tiny_
     token_ids, mask = torch.tensor([SEQUENCES[0]]), torch.ones(1, len(SEQUENCES[0]), dtype=torch.int64)
     index = torch.arange(len(SEQUENCES[0]))
     encoders: dict[WireCodec, Callable[..., tuple[torch.Tensor, ...]]] = {
-        codec: WireFront(front, hidden=HIDDEN, codec=codec) for codec in WireCodec
+        codec: WireFront(front, hidden=HIDDEN, codec=codec, int4=int4_for(codec, HIDDEN)) for codec in WireCodec
     }
     with torch.no_grad():
         rows = encoders[WireCodec.FP32](token_ids, mask, index)[0].numpy()
         for codec, encoder in encoders.items():
             found = encoder(token_ids, mask, index)
-            wanted = encode_rows(rows, codec)
+            wanted = encode_rows(rows, codec, int4_for(codec, HIDDEN))
             np.testing.assert_array_equal(found[0].numpy(), wanted.rows)
-            if codec is WireCodec.INT8:
+            if has_scales(codec):
                 np.testing.assert_array_equal(found[1].numpy(), wanted.scales)
 
 
@@ -134,40 +126,12 @@ def test_a_group_of_zeros_has_scale_one() -> None:
     assert (scales == 1).all()
 
 
-def test_one_channel_that_is_not_a_number_makes_the_whole_row_recognisable(tiny_model) -> None:
+@pytest.mark.parametrize("codec", [WireCodec.INT8, WireCodec.INT4])
+def test_one_channel_that_is_not_a_number_makes_the_whole_row_recognisable(tiny_model, codec: WireCodec) -> None:
     front = _front(tiny_model("llama"))
     with torch.no_grad():
         front.base.get_input_embeddings().weight[5, 3] = float("nan")
-    graph = serialize(export_graph(front, hidden=HIDDEN, codec=WireCodec.INT8))
-    good, bad = FrontEnd(graph, codec=WireCodec.INT8).run([[7, 8], [7, 5]])
+    graph = serialize(export_graph(front, hidden=HIDDEN, codec=codec, int4=int4_for(codec, HIDDEN)))
+    good, bad = FrontEnd(graph, codec=codec).run([[7, 8], [7, 5]])
     assert good.is_finite()
     assert not bad.is_finite()
-
-
-def test_an_int8_embedding_keeps_every_token_within_half_a_level() -> None:
-    torch.manual_seed(0)
-    embedding = torch.nn.Embedding(50, 24)
-    rounded = Int8Embedding(embedding, 50)
-    token_ids = torch.arange(50)[None]
-    with torch.no_grad():
-        difference = (rounded(token_ids) - embedding(token_ids)).abs()
-    assert (difference <= rounded.scales / 2 * 1.0001).all()
-    assert rounded.table.dtype == torch.int8
-
-
-def test_an_int8_embedding_holds_the_scaling_its_module_applies() -> None:
-    class _Scaled(torch.nn.Embedding):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return super().forward(input) * 12.0
-
-    embedding = _Scaled(20, 8)
-    with torch.no_grad():
-        ratio = Int8Embedding(embedding, 20)(torch.tensor([[4]])) / embedding(torch.tensor([[4]]))
-    assert float((ratio - 1).abs().median()) < 0.05
-
-
-def test_only_the_token_embedding_is_rounded(tiny_model) -> None:
-    front = _front(tiny_model("gpt2"))
-    quantize_embedding(front, VOCABULARY)
-    assert isinstance(front.base.wte, Int8Embedding)
-    assert type(front.base.wpe) is torch.nn.Embedding

@@ -8,16 +8,9 @@ import pytest
 from onnxruntime import InferenceSession
 
 from sf_export.graph import MODULE_KEY, serialize
-from sf_export.projections import (
-    WEIGHT_PEAK,
-    ProjectionQuantizer,
-    Scheme,
-    kinds,
-    products_with_weights,
-    quantize_weight,
-    smoothing_scales,
-    split_gemms,
-)
+from sf_export.projections import ProjectionQuantizer, groups_of, products_with_weights, split_gemms
+from sf_export.rounding import WeightRange, round_weight
+from sf_export.schemes import Scheme
 
 IN, OUT = 96, 40
 UP, GATE = "base.layers.0.mlp.up_proj", "base.layers.0.mlp.gate_proj"
@@ -75,41 +68,39 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def _quantizer(model: ir.Model, x: np.ndarray) -> ProjectionQuantizer:
     peaks = np.abs(x).max(axis=(0, 1))
-    return ProjectionQuantizer(model, {UP: peaks, GATE: peaks})
+    return ProjectionQuantizer(model, {UP: peaks, GATE: peaks}, WeightRange.PAIRS)
 
 
-def test_weights_have_seven_bits_and_one_scale_per_output_channel() -> None:
-    weight = np.random.default_rng(0).normal(size=(IN, OUT)).astype(np.float32)
-    weight[:, 3] = 0
-    found = quantize_weight(weight)
-    assert found.levels.dtype == np.int8
-    assert np.abs(found.levels).max() == WEIGHT_PEAK
-    # Two products of an activation and a weight must fit into 16 bits.
-    assert 2 * 255 * WEIGHT_PEAK < 2**15
-    assert (np.abs(found.levels * found.scales - weight) <= found.scales / 2 * 1.0001).all()
-    assert found.scales[3] == 1
+def _everywhere(scheme: Scheme) -> dict[str, Scheme]:
+    return {"x": scheme}
 
 
-def test_kinds_are_named_after_the_module_inside_its_block(two_products) -> None:
-    assert kinds(two_products[0]) == ("mlp.up_proj", "mlp.gate_proj")
+INT8_SCHEMES = [Scheme.INT8_PER_TOKEN, Scheme.INT8_SMOOTHED, Scheme.INT8_ROTATED]
 
 
-def test_each_scheme_is_more_precise_than_the_one_below_it_on_uneven_activations(two_products) -> None:
+def test_products_that_read_the_same_activation_form_a_group_named_after_layer_and_modules(two_products) -> None:
+    (group,) = groups_of(two_products[0])
+    assert (group.name, group.kind) == ("layer 0: mlp.up_proj, gate_proj", "mlp.up_proj, gate_proj")
+    assert (group.activation, group.modules) == ("x", (UP, GATE))
+    assert (group.shape.inputs, group.shape.outputs) == (IN, 2 * OUT)
+
+
+def test_each_scheme_is_more_precise_than_plain_int8_on_uneven_activations(two_products) -> None:
     model, a, _ = two_products
     x = _uneven(np.random.default_rng(2), 2, 11, IN)
     quantizer = _quantizer(model, x)
-    schemes = (Scheme.INT8_DYNAMIC, Scheme.INT8_PER_TOKEN, Scheme.INT8_SMOOTHED, Scheme.FP32)
-    errors = [_relative(_run(quantizer.build(dict.fromkeys(kinds(model), scheme)), x)[0], x @ a) for scheme in schemes]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[1] < errors[0] / 4
-    assert errors[3] < 1e-6
+    errors = {scheme: _relative(_run(quantizer.build(_everywhere(scheme)), x)[0], x @ a) for scheme in Scheme}
+    assert errors[Scheme.INT8_PER_TOKEN] < errors[Scheme.INT8_DYNAMIC] / 4
+    assert errors[Scheme.INT8_SMOOTHED] < errors[Scheme.INT8_PER_TOKEN]
+    assert errors[Scheme.INT8_ROTATED] < errors[Scheme.INT8_PER_TOKEN]
+    assert errors[Scheme.FLOAT] < 1e-3
+    assert errors[Scheme.FP32] < 1e-6
 
 
-@pytest.mark.parametrize("scheme", [Scheme.INT8_PER_TOKEN, Scheme.INT8_SMOOTHED])
+@pytest.mark.parametrize("scheme", INT8_SCHEMES)
 def test_the_result_of_a_sample_does_not_depend_on_its_batch(two_products, scheme: Scheme) -> None:
-    model = two_products[0]
     x = _uneven(np.random.default_rng(3), 4, 9, IN)
-    quantized = _quantizer(model, x).build(dict.fromkeys(kinds(model), scheme))
+    quantized = _quantizer(two_products[0], x).build(_everywhere(scheme))
     together = _run(quantized, x)[0]
     alone = np.concatenate([_run(quantized, x[index : index + 1])[0] for index in range(4)])
     np.testing.assert_array_equal(together, alone)
@@ -118,66 +109,96 @@ def test_the_result_of_a_sample_does_not_depend_on_its_batch(two_products, schem
 def test_the_per_token_product_follows_its_formula(two_products) -> None:
     model, a, _ = two_products
     x = _uneven(np.random.default_rng(4), 1, 6, IN)
-    quantized = _quantizer(model, x).build(dict.fromkeys(kinds(model), Scheme.INT8_PER_TOKEN))
+    quantized = _quantizer(model, x).build(_everywhere(Scheme.INT8_PER_TOKEN))
     peak = np.abs(x).max(axis=-1, keepdims=True)
-    weight = quantize_weight(a)
+    weight = round_weight(a, WeightRange.PAIRS)
     levels = np.rint(x / peak / np.float32(1 / 127)).astype(np.int64)
     wanted = (levels @ weight.levels.astype(np.int64)) * (weight.scales / 127) * peak
     np.testing.assert_allclose(_run(quantized, x)[0], wanted, rtol=1e-5, atol=1e-4)
 
 
+def test_no_sum_saturates_on_this_processor_when_everything_is_as_large_as_it_can_be() -> None:
+    """Weights whose neighbours add up to the limit, and activations that are all at their peak, in both signs."""
+    weight = np.where(np.arange(IN)[:, None] % 4 < 2, 1.0, -1.0).astype(np.float32) * np.ones((1, OUT), np.float32)
+    x_value = _input("batch", "tokens", IN)
+    constants: list[ir.Value] = []
+    node = ir.node("MatMul", [x_value, _constant(constants, "a", weight)], metadata_props={MODULE_KEY: UP})
+    model = _model([node], x_value, [_output(node, "up")], constants)
+    x = np.stack([np.sign(weight[:, 0]), -np.sign(weight[:, 0]), np.ones(IN, np.float32)])[None]
+    for levels in WeightRange:
+        quantizer = ProjectionQuantizer(model, {}, levels)
+        exact = _run(quantizer.build(_everywhere(Scheme.INT8_PER_TOKEN), exact=True), x)[0]
+        np.testing.assert_allclose(exact, x @ weight, rtol=0.01, atol=0.5)
+        if levels is WeightRange.PAIRS:
+            fast = _run(quantizer.build(_everywhere(Scheme.INT8_PER_TOKEN)), x)[0]
+            np.testing.assert_array_equal(fast, exact)
+
+
+def test_the_exact_graph_computes_the_same_numbers_as_the_fast_one(two_products) -> None:
+    x = _uneven(np.random.default_rng(10), 2, 7, IN)
+    quantizer = _quantizer(two_products[0], x)
+    for scheme in INT8_SCHEMES:
+        fast, exact = (_run(quantizer.build(_everywhere(scheme), exact=exact), x)[0] for exact in (False, True))
+        np.testing.assert_array_equal(fast, exact)
+
+
 def test_rows_of_zeros_give_zeros_and_not_nan(two_products) -> None:
-    model = two_products[0]
     x = np.zeros((1, 3, IN), dtype=np.float32)
     for scheme in Scheme:
-        for result in _run(_quantizer(model, x).build(dict.fromkeys(kinds(model), scheme)), x):
+        for result in _run(_quantizer(two_products[0], x).build(_everywhere(scheme)), x):
             np.testing.assert_array_equal(result, np.zeros((1, 3, OUT), dtype=np.float32))
 
 
-def test_kinds_are_quantized_one_by_one_and_share_the_rounding_of_their_input(two_products) -> None:
-    model = two_products[0]
+def test_an_activation_is_rounded_once_for_all_products_that_read_it(two_products) -> None:
     x = _uneven(np.random.default_rng(5), 1, 5, IN)
-    quantizer = _quantizer(model, x)
-    one = quantizer.build({"mlp.up_proj": Scheme.FP32, "mlp.gate_proj": Scheme.INT8_PER_TOKEN})
-    assert len(products_with_weights(one)) == 1
-    both = quantizer.build(dict.fromkeys(kinds(model), Scheme.INT8_PER_TOKEN))
-    assert sum(node.op_type == "QuantizeLinear" for node in both.graph) == 1
+    both = _quantizer(two_products[0], x).build(_everywhere(Scheme.INT8_PER_TOKEN))
+    operators = [node.op_type for node in both.graph]
+    assert operators.count("QuantizeLinear") == 1
+    assert operators.count("MatMulIntegerToFloat") == 2
+    assert products_with_weights(both) == []
 
 
 def test_building_a_variant_leaves_the_original_graph_as_it_was(two_products) -> None:
     model = two_products[0]
     x = _uneven(np.random.default_rng(6), 1, 5, IN)
     before = serialize(model.clone())
-    _quantizer(model, x).build(dict.fromkeys(kinds(model), Scheme.INT8_SMOOTHED))
+    for scheme in Scheme:
+        _quantizer(model, x).build(_everywhere(scheme))
     assert serialize(model.clone()) == before
 
 
-def test_onnx_runtime_turns_the_pairs_into_one_integer_product(two_products, tmp_path) -> None:
-    from onnxruntime import SessionOptions
-
-    model = two_products[0]
-    x = _uneven(np.random.default_rng(7), 1, 5, IN)
-    options = SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    quantized = _quantizer(model, x).build(dict.fromkeys(kinds(model), Scheme.INT8_PER_TOKEN))
-    InferenceSession(serialize(quantized), options, providers=["CPUExecutionProvider"])
-    operators = [node.op_type for node in ir.load(tmp_path / "optimized.onnx").graph]
-    assert operators.count("MatMulIntegerToFloat") == 2
-    assert "MatMul" not in operators
+def test_a_norm_absorbs_the_smoothing_and_nothing_is_left_to_do_for_it_at_run_time() -> None:
+    random = np.random.default_rng(11)
+    weight, scale = random.normal(size=(IN, OUT)).astype(np.float32), random.normal(size=IN).astype(np.float32)
+    x_value = _input("batch", "tokens", IN)
+    constants: list[ir.Value] = []
+    norm = ir.node("RMSNormalization", [x_value, _constant(constants, "scale", scale)])
+    norm.outputs[0].name = "normed"
+    node = ir.node("MatMul", [norm.outputs[0], _constant(constants, "a", weight)], metadata_props={MODULE_KEY: UP})
+    model = _model([norm, node], x_value, [_output(node, "up")], constants)
+    model.graph.opset_imports[""] = 23
+    x = random.normal(size=(1, 5, IN)).astype(np.float32)
+    wanted = _run(model.clone(), x)[0]
+    peaks = np.abs(scale).astype(np.float32) * 3  # what a normed activation reaches
+    smoothed = ProjectionQuantizer(model, {UP: peaks}, WeightRange.PAIRS).build({"normed": Scheme.INT8_SMOOTHED})
+    operators = [node.op_type for node in smoothed.graph]
+    assert operators.count("RMSNormalization") == 1
+    assert operators.count("Mul") == 1  # the token's scale, after the product
+    assert _relative(_run(smoothed, x)[0], wanted) < 0.03
 
 
 def test_products_without_known_input_peaks_are_smoothed_by_nothing(two_products) -> None:
     model, a, _ = two_products
     x = np.random.default_rng(8).normal(size=(1, 5, IN)).astype(np.float32)
-    quantized = ProjectionQuantizer(model, {}).build(dict.fromkeys(kinds(model), Scheme.INT8_SMOOTHED))
+    quantized = ProjectionQuantizer(model, {}, WeightRange.PAIRS).build(_everywhere(Scheme.INT8_SMOOTHED))
     assert _relative(_run(quantized, x)[0], x @ a) < 0.03
 
 
-def test_smoothing_moves_the_peak_of_a_channel_evenly_between_activation_and_weight() -> None:
-    activations, weights = np.array([100.0, 1.0], np.float32), np.array([1.0, 4.0], np.float32)
-    scales = smoothing_scales(activations, weights)
-    np.testing.assert_allclose(activations / scales, weights * scales, rtol=1e-6)
+def test_fp16_weights_take_half_the_room(two_products) -> None:
+    x = np.zeros((1, 3, IN), dtype=np.float32)
+    quantizer = _quantizer(two_products[0], x)
+    whole, half = (len(serialize(quantizer.build(_everywhere(scheme)))) for scheme in (Scheme.FP32, Scheme.FLOAT))
+    assert whole - half == pytest.approx(2 * IN * OUT * 2, abs=600)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -194,7 +215,7 @@ def test_a_gemm_becomes_a_product_and_a_sum_of_the_same_value(transposed: bool) 
     model = _model([gemm], x, [result], constants)
     split_gemms(model)
     assert [node.op_type for node in model.graph] == ["MatMul", "Add"]
-    assert kinds(model) == ("mlp.up_proj",)
+    assert [group.kind for group in groups_of(model)] == ["mlp.up_proj"]
     rows = random.normal(size=(5, IN)).astype(np.float32)
     wanted = rows @ (weight.T if transposed else weight) + bias
     np.testing.assert_allclose(_run(model, rows)[0], wanted, rtol=1e-4, atol=1e-5)

@@ -16,9 +16,9 @@ import torch
 from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.errors import ErrorBudgetExceeded
 from sf_contract.front_end import open_front_end, run_self_test
-from sf_contract.tokenizer import BundleTokenizer
+from sf_contract.tokenizer import open_tokenizer
 from sf_export.main import main
-from sf_export.measure import mean_error, reference_of
+from sf_export.measure import mean_error, references_of
 from sf_model.checkpoint import load_model, open_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -88,11 +88,11 @@ def test_the_error_on_wikitext_is_below_five_percent_too(gguf: Path, bundle: tup
         pytest.skip(f"{WIKITEXT} is not there")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads the data set")
     opened = bundle[0]
-    tokenizer = BundleTokenizer(opened.tokenizer_path)
+    tokenizer = open_tokenizer(opened)
     texts = [text for text in parquet.read_table(WIKITEXT).column(0).to_pylist() if len(text) > 200][::25]
     sequences = [tuple(tokenizer.encode(text, special_tokens=True, max_tokens=128)) for text in texts]
     model = load_model(open_checkpoint(str(gguf)), task=None, dtype=torch.float32).model
-    reference = reference_of(model, CUT, sequences)
+    (reference,) = references_of(model, [CUT], sequences)
     error = mean_error(open_front_end(opened), reference)
     print(f"\nWikiText-2: {error:.2%} mean error over {sum(map(len, sequences))} tokens")
     assert error <= MAX_ERROR

@@ -6,10 +6,11 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from sf_contract.bundle import open_bundle
-from sf_contract.errors import DiskFull, UsageError
+from sf_contract.bundle import CHECKSUM_FILE, MANIFEST_FILE, checksum_line, open_bundle
+from sf_contract.errors import BundleError, DiskFull, UsageError
 from sf_export import bundle_writer
 from sf_export.bundle_writer import check_target, write_bundle
 
@@ -25,6 +26,29 @@ def test_a_written_bundle_opens_and_nothing_else_is_left(tmp_path: Path, small_b
     assert _names(tmp_path / "deep") == ["bundle"]
 
 
+def test_a_written_bundle_carries_the_checksum_of_its_manifest(tmp_path: Path, small_bundle) -> None:
+    manifest, files = small_bundle()
+    write_bundle(tmp_path / "bundle", manifest, files)
+    assert (tmp_path / "bundle" / CHECKSUM_FILE).read_bytes() == checksum_line(manifest.bundle_id)
+    assert _names(tmp_path / "bundle") == sorted([*files, CHECKSUM_FILE, MANIFEST_FILE])
+
+
+def test_a_manifest_that_no_reader_would_accept_is_not_written(tmp_path: Path, small_bundle) -> None:
+    manifest, files = small_bundle()
+    changed = msgspec.structs.replace(manifest, tools={"torch": "2.13\n"})
+    with pytest.raises(BundleError, match="tools"):
+        write_bundle(tmp_path / "bundle", changed, files)
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_whose_manifest_is_a_pipe_is_no_bundle_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / MANIFEST_FILE)
+    with pytest.raises(UsageError, match="is not a bundle"):
+        check_target(tmp_path / "pipe")
+
+
 def test_an_older_bundle_is_replaced(tmp_path: Path, small_bundle) -> None:
     write_bundle(tmp_path / "bundle", *small_bundle(b"old graph"))
     manifest, files = small_bundle(b"new graph")
@@ -33,7 +57,7 @@ def test_an_older_bundle_is_replaced(tmp_path: Path, small_bundle) -> None:
     assert _names(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("full_at", ["front_end.onnx", "selftest.f32", "manifest.json"])
+@pytest.mark.parametrize("full_at", ["front_end.onnx", "selftest.f32", "manifest.json", "manifest.sha256"])
 def test_a_full_disk_leaves_nothing_behind_and_the_older_bundle_whole(
     tmp_path: Path, small_bundle, monkeypatch: pytest.MonkeyPatch, full_at: str
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 
 import pytest
 import torch
@@ -77,36 +76,29 @@ def test_a_hub_id_that_is_not_there_is_refused_without_network():
         open_checkpoint("nobody/nothing")
 
 
-def test_pickled_weights_are_refused(copy):
-    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"no \*.safetensors"):
-        open_checkpoint(str(copy))
+def test_a_sharded_model_is_the_same_model(sharded, tiny_model):
+    whole = load_model(open_checkpoint(str(tiny_model("llama"))), task=Task.CAUSAL_LM, dtype=torch.float32).model
+    parts = load_model(open_checkpoint(str(sharded)), task=Task.CAUSAL_LM, dtype=torch.float32).model
+    for (name, wanted), (_, found) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
+        assert torch.equal(found, wanted), name
 
 
-def test_truncated_weights_are_refused_by_name(copy):
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="copy cannot be loaded"):
-        load_model(open_checkpoint(str(copy)), task=None, dtype=torch.float32)
+def test_a_file_that_is_no_model_is_refused(copy):
+    with pytest.raises(ModelError, match=r"not a \.gguf file"):
+        open_checkpoint(str(copy / "model.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "not a GGUF file"),
-        (b"GGUF", "not a GGUF file"),
-        (b"PK\x03\x04" + bytes(60), "not a GGUF file"),
-        (b"GGUF" + struct.pack("<I", 9) + bytes(60), "version 9"),
-        (b"GGUF" + struct.pack("<I", 3) + bytes(60), "cannot be converted"),
-    ],
-)
-def test_what_is_no_complete_gguf_file_is_refused(tmp_path, monkeypatch, content, words):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match=words):
-        open_checkpoint(str(path))
-    assert [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()] == []
+def test_the_own_dtype_holds_every_weight_exactly(tiny_model, llama, change_tensors):
+    assert open_checkpoint(str(tiny_model("llama"))).own_dtype is torch.float32
+
+    def halve(tensors, *, but: str) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].bfloat16() if name != but else tensors[name]
+
+    change_tensors(lambda tensors: halve(tensors, but="model.norm.weight"))
+    assert open_checkpoint(str(llama)).own_dtype is torch.float32
+    change_tensors(lambda tensors: halve(tensors, but=""))
+    assert open_checkpoint(str(llama)).own_dtype is torch.bfloat16
 
 
 def test_an_encoder_decoder_is_refused_with_the_reason():

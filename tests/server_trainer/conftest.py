@@ -27,6 +27,7 @@ from sf_contract.manifest import (
     encode_manifest,
 )
 from sf_contract.messages import PROTOCOL_VERSION, AnyMessage, Hello, Role
+from support.wire_rows import int4_for
 
 HIDDEN = 8
 VOCABULARY = 100
@@ -70,7 +71,8 @@ def make_sample() -> MakeSample:
     ) -> EncodedSample:
         rows = np.random.default_rng(ordinal).normal(size=(tokens, HIDDEN)).astype(np.float32)
         numbers = None if targets is None else np.array(targets, dtype=np.int32)
-        return EncodedSample(ordinal=ordinal, role=role, rows=encode_rows(rows, codec), label=label, targets=numbers)
+        encoded = encode_rows(rows, codec, int4_for(codec, HIDDEN))
+        return EncodedSample(ordinal=ordinal, role=role, rows=encoded, label=label, targets=numbers)
 
     return make
 

@@ -41,12 +41,14 @@ def _greet(store: Store, sender: dict[str, str], *, now_s: float, waiting_sample
 
 
 @pytest.mark.parametrize("codec", WireCodec)
-def test_a_sample_comes_back_as_it_was_added(store: Store, make_sample: Any, codec: WireCodec) -> None:
+def test_a_sample_comes_back_as_it_was_added(store: Store, path: Path, make_sample: Any, codec: WireCodec) -> None:
     sent = make_sample(7, codec=codec, label=None, targets=[NO_TARGET, 4, 99])
     store.add(**PHONE, samples=[sent])
-    (found,) = store.load([1])
+    with Store.open_read_only(path, int4=sent.rows.int4) as reader:
+        (found,) = reader.load([1])
     assert (found.seq, found.device, found.label, found.rows.codec) == (1, "phone", None, codec)
     np.testing.assert_array_equal(decode_rows(found.rows), decode_rows(sent.rows))
+    np.testing.assert_array_equal(found.rows.scales, sent.rows.scales)
     np.testing.assert_array_equal(found.targets, sent.targets)
     assert found.rows.rows.dtype == sent.rows.rows.dtype
 

@@ -25,6 +25,7 @@ from sf_server.metrics import MetricsLog
 from sf_server.settings import TrainSettings
 from sf_server.store import Store
 from sf_server.trainer import Ending, Surroundings, Trainer
+from support.wire_rows import int4_for
 
 CUT = 2
 HIDDEN = 72
@@ -260,5 +261,5 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(store, new_har
 @pytest.mark.parametrize("codec", list(WireCodec))
 def test_the_pytorch_decoder_equals_the_numpy_decoder_bit_for_bit(codec):
     rows = np.random.default_rng(0).standard_normal((7, 130)).astype(np.float32) * 10
-    encoded = encode_rows(rows, codec)
+    encoded = encode_rows(rows, codec, int4_for(codec, 130))
     assert np.array_equal(decode_to_tensor(encoded).numpy(), decode_rows(encoded))

@@ -1,0 +1,129 @@
+"""Instructions per token and self-test of front ends on EMULATED ARM processors."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+import sf_contract
+from sf_bench.arm import guest
+from sf_bench.arm.counts import CountSummary, parse_marks, split_marks, summarize_counts
+from sf_bench.arm.guest import GuestReport, Job, SelfTest
+from sf_bench.arm.profiles import Profile
+from sf_bench.arm.toolkit import EmulationFailed, Toolkit, emulator_command, run_emulated
+from sf_contract.bundle import open_bundle
+from sf_contract.errors import UsageError
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to count: every target on every profile, one sequence of `tokens`, `repeats` times, one thread."""
+
+    targets: tuple[Path, ...]
+    profiles: tuple[Profile, ...]
+    tokens: int
+    repeats: int
+
+
+class ArmResult(msgspec.Struct, frozen=True):
+    """One target on one EMULATED processor.
+
+    Attributes:
+        target: bundle folder or ONNX file.
+        profile: name of the processor.
+        tokens: of the counted sequence.
+        instructions: per token.
+        self_test: the bundle's test vectors on this processor; None for an ONNX file.
+        onnxruntime: version of the aarch64 wheel.
+    """
+
+    target: str
+    profile: str
+    tokens: int
+    instructions: CountSummary
+    self_test: SelfTest | None
+    onnxruntime: str
+
+
+def check_targets(plan: Plan) -> None:
+    """Refuse at once what would fail after minutes of emulation.
+
+    Raises:
+        BundleError: a bundle is damaged.
+        UsageError: a file is missing, or a bundle allows fewer tokens.
+    """
+    for target in plan.targets:
+        if target.is_file():
+            continue
+        allowed = open_bundle(target).manifest.geometry.max_tokens
+        if plan.tokens > allowed:
+            raise UsageError(
+                f"--tokens {plan.tokens} is more than the {allowed} that {target} allows",
+                cure="give fewer tokens, or export with a larger --max-tokens",
+            )
+
+
+def count_instructions(plan: Plan, toolkit: Toolkit, *, say: Callable[[str], None]) -> list[ArmResult]:
+    """Count every target on every profile, in one emulated process per profile; results in the order of the targets.
+
+    Raises:
+        EmulationFailed, MismatchError: a process did not end well, or left no counts.
+    """
+    by_profile = []
+    for profile in plan.profiles:
+        say(f"sf-bench: {len(plan.targets)} targets, {plan.tokens} tokens, on EMULATED {profile.name}")
+        by_profile.append(_count_on(plan, profile, toolkit))
+    return [result for of_target in zip(*by_profile, strict=True) for result in of_target]
+
+
+def _count_on(plan: Plan, profile: Profile, toolkit: Toolkit) -> list[ArmResult]:
+    job = Job(targets=tuple(str(target.resolve()) for target in plan.targets), tokens=plan.tokens, repeats=plan.repeats)
+    with tempfile.TemporaryDirectory() as work:
+        code, counts = _stage_code(Path(work)), Path(work) / "counts"
+        arguments = [guest.__file__, msgspec.json.encode(job).decode()]
+        said = run_emulated(emulator_command(toolkit, profile, arguments, code=code, counts=counts), profile)
+        marks = parse_marks(counts.read_text(encoding="ascii"))
+    report = _decode(said, profile)
+    parts = split_marks(marks, targets=len(plan.targets), repeats=plan.repeats)
+    return [
+        ArmResult(
+            target=str(target),
+            profile=profile.name,
+            tokens=plan.tokens,
+            instructions=summarize_counts(part, units=plan.tokens),
+            self_test=self_test,
+            onnxruntime=report.onnxruntime,
+        )
+        for target, part, self_test in zip(plan.targets, parts, report.self_tests, strict=True)
+    ]
+
+
+def _stage_code(work: Path) -> Path:
+    """A folder with the contract alone: what else lies beside it was built for this machine's processor."""
+    code = work / "code"
+    source = Path(sf_contract.__file__).parent
+    shutil.copytree(source, code / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return code
+
+
+def _decode(said: str, profile: Profile) -> GuestReport:
+    try:
+        report = msgspec.json.decode(said, type=GuestReport)
+    except msgspec.DecodeError as problem:
+        raise EmulationFailed(
+            f"the program on emulated {profile.name} said {said[:80]!r}, which is no report",
+            cure="run sf-bench arm-setup, which checks every profile",
+        ) from problem
+    if report.machine != "aarch64":
+        raise EmulationFailed(
+            f"the program ran on {report.machine}, not on emulated aarch64", cure="run sf-bench arm-setup --rebuild"
+        )
+    return report
+
+
+def failed_self_tests(results: Sequence[ArmResult]) -> list[ArmResult]:
+    """Results whose bundle does not compute on that processor what it says."""
+    return [result for result in results if result.self_test is not None and not result.self_test.passed]

@@ -1,0 +1,1 @@
+"""The front end of one checkpoint in several runtimes, each in a process of its own, taking turns."""
