@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from sf_bench.accuracy_results import (
 from sf_contract.activations import EncodedSample
 from sf_contract.bundle import Bundle
 from sf_contract.codec import decode_rows, relative_row_errors
-from sf_contract.errors import MismatchError
+from sf_contract.errors import AlreadyRunning, MismatchError
 from sf_contract.messages import Role
 from sf_contract.samples import TokenizedSample
 from sf_model.back import BackEnd
@@ -116,7 +117,7 @@ class CellRunner:
             self._check_judged(path, found)
             return found
         folder = RunFolder(path.with_suffix(""))
-        with folder.lock():
+        with _alone_in(folder):
             claim(folder, key)
             cell = self._compute(key, phrases, pieces=self._pieces(folder, seed))
             write_atomically(path, msgspec.json.encode(cell))
@@ -251,6 +252,18 @@ def row_error(measured: Sequence[Sequence[StoredSample]], reference: Sequence[Se
         ]
     )
     return RowError(mean=float(errors.mean()), p99=float(np.percentile(errors, 99)))
+
+
+@contextmanager
+def _alone_in(folder: RunFolder) -> Iterator[None]:
+    try:
+        with folder.lock():
+            yield
+    except AlreadyRunning as problem:
+        raise AlreadyRunning(
+            f"another sf-bench accuracy computes {folder.path.name}",
+            cure="wait for it, or choose other cells with --arms and --seeds",
+        ) from problem
 
 
 def _bytes_per_token(batches: Sequence[Sequence[StoredSample]]) -> float:

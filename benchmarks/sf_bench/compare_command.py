@@ -11,7 +11,7 @@ import msgspec
 
 from sf_bench.machine import describe_machine
 from sf_bench.rivals.compare import Comparison, Result, failed_result, measure_contestants
-from sf_bench.rivals.comparison_table import markdown_of
+from sf_bench.rivals.comparison_table import markdown_of, placed
 from sf_bench.rivals.contest import Contest, Contestant, bundle_contestant, find_interpreters, rival_contestants
 from sf_bench.rivals.contestants import NATIVE, RUNTIMES, Rival, isa_note, parse_rivals
 from sf_bench.rivals.prepare import PROSE, Front, check_same_front, fp32_bundle, model_of, read_text, text_windows
@@ -59,7 +59,8 @@ def run_comparison(plan: ComparisonPlan, *, markdown: Path | None, as_json: bool
     comparison = compare(plan)
     table = markdown_of(comparison)
     if markdown is not None:
-        markdown.write_text(table, encoding="utf-8")
+        document = markdown.read_text(encoding="utf-8") if markdown.exists() else None
+        markdown.write_text(placed(table, document), encoding="utf-8")
     if as_json:
         print_json(msgspec.to_builtins(comparison))
     else:

@@ -78,7 +78,13 @@ def _parser() -> ArgumentParser:
     add("--rounds", type=int, default=12, metavar="N", help="turns of each contestant (default: 12)")
     add("--isa", metavar="NAME,NAME", default="native", help="native, avx2, avx512: limits for PyTorch and OpenVINO")
     add("--python", action="append", default=[], metavar="RUNTIME=PATH", help="interpreter of a runtime; repeatable")
-    add("--markdown", type=Path, metavar="FILE", default=None, help="write the table there too")
+    add(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        default=None,
+        help="write the table there too; between the marks `comparison: begin` and `end` if the file has them",
+    )
     return parser
 
 

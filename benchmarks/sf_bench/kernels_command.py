@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     if given.json:
         print_json({"machine": msgspec.to_builtins(machine), "kernels": msgspec.to_builtins(speeds)})
     else:
-        print(f"{machine.line}, {given.threads} threads; GMAC/s and speed against fp32\n{kernel_table(speeds)}")
+        print(f"{machine.line}; threads: {given.threads}; GMAC/s and speed against fp32\n{kernel_table(speeds)}")
     return 0
 
 

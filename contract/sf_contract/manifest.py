@@ -104,7 +104,8 @@ class MeasuredError(Part, frozen=True):
     """Error of the rows at the cut relative to fp32 PyTorch, after the wire codec, and what it does to the loss.
 
     `mean`, `p99` and `worst` are over tokens of the calibration text; `loss_fp32` and `loss_quantized` are the whole
-    model's next-token losses (None for models without a language-model head).
+    model's next-token losses in nats, `accuracy_fp32` and `accuracy_quantized` the share of next tokens it finds most
+    likely (all None for models without a language-model head).
     """
 
     tokens: Annotated[int, Meta(ge=1)]
@@ -114,6 +115,8 @@ class MeasuredError(Part, frozen=True):
     worst: Fraction
     loss_fp32: float | None = None
     loss_quantized: float | None = None
+    accuracy_fp32: Fraction | None = None
+    accuracy_quantized: Fraction | None = None
 
 
 class Quantization(Part, frozen=True):

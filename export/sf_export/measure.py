@@ -25,6 +25,23 @@ SPEED_TOKENS: Final = 64
 _SPEED_RUNS: Final = 15
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Next-token prediction over a text: mean loss in nats, and the share of tokens that were the most likely one."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Guesses:
+    """Sum of the next-token losses of one sequence, tokens guessed rightly, and tokens to guess."""
+
+    loss: float = 0.0
+    hits: int = 0
+    number: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
     """What the untouched model computes.
@@ -32,17 +49,17 @@ class Reference:
     Attributes:
         sequences: the token sequences.
         rows: fp32 hidden states at the cut, `[tokens, hidden]` per sequence.
-        loss: mean next-token loss; None without a language-model head.
+        prediction: how well the whole model predicts next tokens; None without a language-model head.
     """
 
     sequences: tuple[TokenIds, ...]
     rows: tuple[FloatRows, ...]
-    loss: float | None
+    prediction: Prediction | None
 
     def part(self, tokens: int) -> Reference:
-        """Sequences spread over the whole text, with about as many tokens as asked for; without the loss."""
+        """Sequences spread over the whole text, with about as many tokens as asked for; without the prediction."""
         step = max(1, sum(map(len, self.sequences)) // tokens)
-        return Reference(sequences=self.sequences[::step], rows=self.rows[::step], loss=None)
+        return Reference(sequences=self.sequences[::step], rows=self.rows[::step], prediction=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +73,16 @@ class Speed:
 def references_of(
     model: PreTrainedModel, split_layers: Sequence[int], sequences: Sequence[TokenIds]
 ) -> tuple[Reference, ...]:
-    """Rows at each cut, and the loss of the whole model, which runs once."""
+    """Rows at each cut, and the prediction of the whole model, which runs once."""
     blocks = find_blocks(model)
-    losses: list[tuple[float, int]] = []
+    guesses: list[_Guesses] = []
     with torch.no_grad(), ExitStack() as stack:
         captured = [stack.enter_context(rows_leaving(blocks.modules[cut])) for cut in split_layers]
         for sequence in sequences:
-            losses.append(_loss_of(model, sequence))
+            guesses.append(_guesses(model, sequence))
         rows = [tuple(found[0].float().numpy() for found in cut) for cut in captured]
-    return tuple(Reference(sequences=tuple(sequences), rows=cut, loss=_mean_loss(losses)) for cut in rows)
+    prediction = _prediction(guesses)
+    return tuple(Reference(sequences=tuple(sequences), rows=cut, prediction=prediction) for cut in rows)
 
 
 def rows_of(front_end: FrontEnd, sequences: Sequence[TokenIds]) -> list[FloatRows]:
@@ -80,18 +98,21 @@ def mean_error(front_end: FrontEnd, reference: Reference) -> float:
 def measure_error(
     front_end: FrontEnd, model: PreTrainedModel, split_layer: int, *, reference: Reference, text: str
 ) -> MeasuredError:
-    """Error of the rows over all tokens of the text, and the loss when the decoded rows enter the model at the cut."""
+    """Error of the rows over all tokens of the text, and the prediction when the decoded rows enter the model at the cut."""
     rows = rows_of(front_end, reference.sequences)
     errors = _errors(rows, reference)
-    loss = None if reference.loss is None else _loss_from_rows(model, split_layer, reference.sequences, rows)
+    fp32 = reference.prediction
+    found = None if fp32 is None else _prediction_from_rows(model, split_layer, reference.sequences, rows)
     return MeasuredError(
         tokens=len(errors),
         text=text,
         mean=_rounded(float(errors.mean())),
         p99=_rounded(float(np.quantile(errors, 0.99))),
         worst=_rounded(float(errors.max())),
-        loss_fp32=None if reference.loss is None else _rounded(reference.loss),
-        loss_quantized=None if loss is None else _rounded(loss),
+        loss_fp32=None if fp32 is None else _rounded(fp32.loss),
+        loss_quantized=None if found is None else _rounded(found.loss),
+        accuracy_fp32=None if fp32 is None else _rounded(fp32.accuracy),
+        accuracy_quantized=None if found is None else _rounded(found.accuracy),
     )
 
 
@@ -122,32 +143,37 @@ def _errors(rows: Sequence[FloatRows], reference: Reference) -> FloatRows:
     return relative_row_errors(np.concatenate(rows), np.concatenate(reference.rows))
 
 
-def _loss_from_rows(
+def _prediction_from_rows(
     model: PreTrainedModel, split_layer: int, sequences: Sequence[TokenIds], rows: Sequence[FloatRows]
-) -> float | None:
+) -> Prediction | None:
     block = find_blocks(model).modules[split_layer]
-    losses: list[tuple[float, int]] = []
+    guesses: list[_Guesses] = []
     with torch.no_grad():
         for sequence, found in zip(sequences, rows, strict=True):
             with rows_entering(block, torch.from_numpy(found)[None]):
-                losses.append(_loss_of(model, sequence))
-    return _mean_loss(losses)
+                guesses.append(_guesses(model, sequence))
+    return _prediction(guesses)
 
 
-def _loss_of(model: PreTrainedModel, sequence: TokenIds) -> tuple[float, int]:
-    """Sum of the next-token losses and their number, 0 without a language-model head."""
+def _guesses(model: PreTrainedModel, sequence: TokenIds) -> _Guesses:
+    """What the model makes of one sequence; nothing to guess without a language-model head."""
     token_ids = torch.tensor([sequence])
     output = model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids))
     logits = getattr(output, "logits", None)
     if logits is None or len(sequence) < 2:
-        return 0.0, 0
-    loss = functional.cross_entropy(logits[0, :-1].float(), token_ids[0, 1:], reduction="sum")
-    return float(loss), len(sequence) - 1
+        return _Guesses()
+    logits, wanted = logits[0, :-1].float(), token_ids[0, 1:]
+    loss = functional.cross_entropy(logits, wanted, reduction="sum")
+    return _Guesses(loss=float(loss), hits=int((logits.argmax(dim=1) == wanted).sum()), number=len(wanted))
 
 
-def _mean_loss(losses: Sequence[tuple[float, int]]) -> float | None:
-    predicted = sum(number for _, number in losses)
-    return sum(loss for loss, _ in losses) / predicted if predicted else None
+def _prediction(guesses: Sequence[_Guesses]) -> Prediction | None:
+    number = sum(part.number for part in guesses)
+    if not number:
+        return None
+    return Prediction(
+        loss=sum(part.loss for part in guesses) / number, accuracy=sum(part.hits for part in guesses) / number
+    )
 
 
 def _rounded(value: float) -> float:

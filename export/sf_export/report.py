@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from sf_contract.manifest import Manifest, ProjectionChoice, Task, encode_manifest
+from sf_contract.manifest import Manifest, MeasuredError, ProjectionChoice, Task, encode_manifest
 from sf_export.measure import Speed
 
 
@@ -18,6 +18,7 @@ class Report(TypedDict):
     schemes: dict[str, str]
     error: dict[str, float]
     loss: dict[str, float | None]
+    next_token_accuracy: dict[str, float | None]
     tokens_per_s: dict[str, float]
 
 
@@ -31,6 +32,7 @@ def report_of(folder: Path, manifest: Manifest, speed: Speed | None) -> Report:
         schemes={choice.weights: choice.scheme for choice in manifest.quantization.choices},
         error={"mean": error.mean, "p99": error.p99, "worst": error.worst},
         loss={"fp32": error.loss_fp32, "quantized": error.loss_quantized},
+        next_token_accuracy={"fp32": error.accuracy_fp32, "quantized": error.accuracy_quantized},
         tokens_per_s={} if speed is None else {"quantized": round(speed.quantized), "fp32": round(speed.fp32)},
     )
 
@@ -48,17 +50,29 @@ def table_of(manifest: Manifest, speed: Speed | None) -> str:
         f"error      mean {error.mean:.2%}, p99 {error.p99:.2%}, worst {error.worst:.2%} at the cut "
         f"({error.tokens} tokens of {error.text})",
     ]
-    if error.loss_fp32 is not None and error.loss_quantized is not None:
-        change = error.loss_quantized - error.loss_fp32
-        lines.append(
-            f"loss       fp32 {error.loss_fp32:.4f}, through this bundle {error.loss_quantized:.4f} ({change:+.4f})"
-        )
+    lines += _prediction_lines(error)
     if speed is not None:
         lines.append(
             f"speed      {speed.quantized:,.0f} tokens/s, fp32 graph {speed.fp32:,.0f} tokens/s "
             f"({speed.quantized / speed.fp32:.2f}x; 1 x 64 tokens, 1 thread, this machine)"
         )
     return "\n".join(lines)
+
+
+def _prediction_lines(error: MeasuredError) -> list[str]:
+    lines: list[str] = []
+    if error.loss_fp32 is not None and error.loss_quantized is not None:
+        change = error.loss_quantized - error.loss_fp32
+        lines.append(
+            f"loss       fp32 {error.loss_fp32:.4f}, through this bundle {error.loss_quantized:.4f} ({change:+.4f})"
+        )
+    if error.accuracy_fp32 is not None and error.accuracy_quantized is not None:
+        points = 100 * (error.accuracy_quantized - error.accuracy_fp32)
+        lines.append(
+            f"accuracy   of the most likely next token: fp32 {error.accuracy_fp32:.2%}, "
+            f"through this bundle {error.accuracy_quantized:.2%} ({points:+.2f} points)"
+        )
+    return lines
 
 
 def next_commands(folder: Path, manifest: Manifest) -> str:

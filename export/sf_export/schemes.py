@@ -56,7 +56,7 @@ class Costs:
 
 COSTS: Final[dict[Target, Costs]] = {
     Target.X86_64: Costs(int8_product=0.50, quantized_input=38, scaled_output=29, rotated_input=0.85),
-    Target.ARM64: Costs(int8_product=0.35, quantized_input=30, scaled_output=8, rotated_input=1.0),
+    Target.ARM64: Costs(int8_product=0.32, quantized_input=28, scaled_output=8, rotated_input=1.0),
 }
 COSTS[Target.ANY] = Costs(
     **{

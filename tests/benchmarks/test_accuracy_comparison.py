@@ -18,9 +18,13 @@ from sf_bench.accuracy import check_comparable, choose_arms, open_comparison
 from sf_bench.accuracy_settings import AccuracySettings
 from sf_bench.main import main
 from sf_contract.bundle import open_bundle
-from sf_contract.errors import MismatchError, SplitFrozenError, UsageError
+from sf_contract.command import EXIT_INTERRUPTED
+from sf_contract.errors import AlreadyRunning, MismatchError, SplitFrozenError, UsageError
 from sf_contract.manifest import Task, Template
 from sf_model.checkpoint import open_checkpoint
+from sf_server.batch_tensors import BatchTensors
+from sf_server.learner import Learner, StepResult
+from sf_server.run_folder import RunFolder
 from support.processes import BIN
 from support.tiny_models import WORDS
 
@@ -135,6 +139,42 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, export, accurac
     assert other.code == MismatchError.exit_code
     assert "training" in other.err
     assert "--work" in other.err
+
+
+def test_a_cell_that_another_process_computes_is_left_to_it(tmp_path, export, accuracy):
+    bundle = export("exact", "--quantize", "none", "--wire", "fp32")
+    with RunFolder(tmp_path / "fp32-seed0").lock():
+        done = accuracy(tmp_path, "--bundle", bundle, "--arms", "fp32", "--seeds", "0")
+    assert done.code == AlreadyRunning.exit_code
+    assert "fp32-seed0" in done.err
+    assert not (tmp_path / "fp32-seed0.json").exists()
+
+
+def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been_interrupted(
+    tmp_path, export, accuracy, monkeypatch
+):
+    bundle = export("exact", "--quantize", "none", "--wire", "fp32")
+    whole = accuracy(tmp_path / "whole", "--bundle", bundle, "--arms", "fp32", "--seeds", "0")
+    assert whole.code == 0, whole.err
+    steps = 0
+
+    def stop_once(learner: Learner, batch: BatchTensors, *, rate_factor: float) -> StepResult:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise KeyboardInterrupt
+        return step(learner, batch, rate_factor=rate_factor)
+
+    step = Learner.step
+    monkeypatch.setattr(Learner, "step", stop_once)
+    monkeypatch.setattr("sf_bench.accuracy.CHECKPOINT_EVERY_S", 1e-9)
+    assert accuracy(tmp_path / "parted", "--bundle", bundle, "--arms", "fp32", "--seeds", "0").code == EXIT_INTERRUPTED
+    again = accuracy(tmp_path / "parted", "--bundle", bundle, "--arms", "fp32", "--seeds", "0")
+    assert again.code == 0, again.err
+    assert "computing the rows" not in again.err
+    found, wanted = (json.loads((tmp_path / name / "fp32-seed0.json").read_text()) for name in ("parted", "whole"))
+    assert found["own"] == wanted["own"]
+    assert found["steps"] == wanted["steps"]
 
 
 def test_arms_in_processes_of_their_own_give_the_same_cells(tmp_path, export, accuracy):

@@ -12,7 +12,7 @@ import pytest
 from sf_bench.arm.counts import CLASSES, Counts, CountSummary, parse_marks, split_marks, summarize_counts
 from sf_bench.arm.guest import SelfTest
 from sf_bench.arm.kernels import cost_table, kernel_costs
-from sf_bench.arm.measure import ArmResult, failed_self_tests
+from sf_bench.arm.measure import ArmResult, check_unchanged, failed_self_tests
 from sf_bench.arm.report import as_json, as_table
 from sf_bench.kernel_graphs import KERNELS
 from sf_bench.kernels import Shape
@@ -93,10 +93,11 @@ def _result(target: str, total: float, self_test: SelfTest | None) -> ArmResult:
     )
 
 
+ID = "ab" * 32
 RESULTS = (
     _result("fp32", 4e6, None),
-    _result("good", 2e6, SelfTest(passed=True, limit=0.04, error=0.0254)),
-    _result("bad", 2e6, SelfTest(passed=False, limit=0.04, problem="the vectors are 90 % off")),
+    _result("good", 2e6, SelfTest(bundle_id=ID, passed=True, limit=0.04, error=0.0254)),
+    _result("bad", 2e6, SelfTest(bundle_id=ID, passed=False, limit=0.04, problem="the vectors are 90 % off")),
 )
 
 
@@ -111,6 +112,7 @@ def test_the_table_says_emulated_and_gives_ratio_and_self_test():
     assert "2.00x" in good
     assert "passed: error 2.54% (limit 4.00%)" in good
     assert "FAILED: the vectors are 90 % off" in bad
+    assert f"good is bundle {ID}" in table
 
 
 def test_the_json_says_emulated_in_the_document_and_in_every_row():
@@ -120,6 +122,12 @@ def test_the_json_says_emulated_in_the_document_and_in_every_row():
     assert document["emulated"] is True
     assert [row["emulated"] for row in rows] == [True] * 3
     assert [row["fewer_than_baseline"] for row in rows] == [None] * 3
+
+
+def test_rows_of_an_exchanged_bundle_are_refused():
+    check_unchanged({Path("good"): ID, Path("bad"): ID}, RESULTS)
+    with pytest.raises(MismatchError, match="bad was exchanged"):
+        check_unchanged({Path("good"): ID, Path("bad"): "cd" * 32}, RESULTS)
 
 
 def test_only_a_failed_self_test_counts_as_failed():

@@ -21,7 +21,7 @@ from sf_bench.compare_command import ComparisonPlan, run_comparison
 from sf_bench.machine import Machine, describe_machine
 from sf_bench.main import COMMANDS, main
 from sf_bench.rivals.compare import Comparison, Result, RowError, failed_result, rms_normalised, row_error
-from sf_bench.rivals.comparison_table import markdown_of
+from sf_bench.rivals.comparison_table import markdown_of, placed
 from sf_bench.rivals.prepare import check_same_front, text_windows
 from sf_bench.rivals.protocol import Job, Times, decode_job, encode_job, replies, timed
 from sf_bench.rivals.turns import Spread
@@ -185,6 +185,18 @@ def test_the_table_names_everyone_who_could_not_be_measured_and_why():
     table = markdown_of(_comparison(failed_result("openvino-fp32", "fp32", "native", "RuntimeError: no\nkernel")))
     assert "| `openvino-fp32` | not measured" in table
     assert "**not measured**: RuntimeError: no kernel" in table
+
+
+def test_a_document_with_marks_gets_the_new_table_in_place_of_the_old_one():
+    marks = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+    document = f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n"
+    assert placed("| new |\n", document) == f"before\n{marks[0]}\n\n| new |\n\n{marks[1]}\nafter\n"
+    assert placed("| new |\n", placed("| other |\n", document)) == placed("| new |\n", document)
+
+
+@pytest.mark.parametrize("document", [None, "a former table\n"])
+def test_any_other_file_becomes_the_table(document):
+    assert placed("| new |\n", document) == "| new |\n"
 
 
 def test_all_lines_of_the_table_are_equally_long():

@@ -51,7 +51,8 @@ def test_a_bundle_opens_passes_its_self_test_and_says_what_it_is(
     assert (manifest.geometry.split_layer, manifest.geometry.layers, manifest.geometry.max_tokens) == (2, 4, 32)
     assert manifest.quantization.error.mean <= 0.05
     assert manifest.quantization.error.loss_fp32 is not None
-    assert {choice.scheme for choice in manifest.quantization.choices} >= {"int8-per-row", "int8-per-token"}
+    assert manifest.quantization.choices[0].scheme == "int8-per-row"
+    assert all(choice.added_error is not None for choice in manifest.quantization.choices[1:])
     token_ids = open_tokenizer(bundle).encode("light on", special_tokens=True, max_tokens=None)
     rows = open_front_end(bundle).run([token_ids, token_ids[:1]])
     assert [encoded.rows.shape for encoded in rows] == [(2, 72), (1, 72)]
@@ -88,6 +89,28 @@ def test_an_encoder_is_measured_without_a_language_model_loss(export, tmp_path: 
     error = open_bundle(tmp_path / "bundle").manifest.quantization.error
     assert error.loss_fp32 is None
     assert error.loss_quantized is None
+    assert error.accuracy_quantized is None
+
+
+def test_several_cuts_share_one_load_and_are_the_bundles_that_single_exports_make(
+    export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export("both", "--split-layer", "3,1,3") == 0
+    said = capsys.readouterr()
+    assert said.err.count("loading") == 1
+    folders = [tmp_path / "both" / "cut1", tmp_path / "both" / "cut3"]
+    assert said.out.split()[::2] == [str(folder) for folder in folders]
+    assert [open_bundle(folder).manifest.geometry.split_layer for folder in folders] == [1, 3]
+    assert export("single", "--split-layer", "3") == 0
+    assert open_bundle(tmp_path / "single").bundle_id == open_bundle(folders[1]).bundle_id
+
+
+def test_a_4_bit_embedding_and_4_bit_rows_make_a_bundle_that_passes_its_self_test(export, tmp_path: Path) -> None:
+    assert export("small", "--embedding", "int4", "--wire", "int4", "--max-error", "0.5") == 0
+    small = open_bundle(tmp_path / "small")
+    assert small.manifest.quantization.choices[0].scheme == "int4-rotated-per-row"
+    assert small.manifest.wire_codec is WireCodec.INT4
+    assert 0 < run_self_test(small, open_front_end(small)) <= small.manifest.self_test.max_mean_error
 
 
 def test_above_the_error_budget_nothing_is_written(export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +118,7 @@ def test_above_the_error_budget_nothing_is_written(export, tmp_path: Path, capsy
     assert export("bundle", "--max-error", "0.0005") == ErrorBudgetExceeded.exit_code
     line = capsys.readouterr().err.splitlines()[-1]
     assert "mean error at the cut" in line
-    assert "mlp.down_proj fp32" in line
+    assert "mlp.down_proj fp16-weights" in line
     assert "0.05%" in line
     assert sorted(tmp_path.iterdir()) == before
 

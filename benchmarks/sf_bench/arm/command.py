@@ -43,8 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     plan = Plan(
         targets=tuple(targets), profiles=choose_profiles(given.profile), tokens=given.tokens, repeats=given.repeats
     )
-    check_targets(plan)
-    results = count_instructions(plan, open_toolkit(given.toolkit), say=say)
+    ids = check_targets(plan)
+    results = count_instructions(plan, open_toolkit(given.toolkit), ids=ids, say=say)
     shown = None if baseline is None else str(baseline)
     if given.json:
         print_json(as_json(results, baseline=shown))

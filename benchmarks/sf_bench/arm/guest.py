@@ -36,8 +36,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The bundle's self-test on the emulated processor; without an error where it could not be computed."""
+    """The self-test of a bundle on the emulated processor; without an error where it was above the limit."""
 
+    bundle_id: str
     passed: bool
     limit: float
     error: float | None = None
@@ -129,9 +130,10 @@ def _self_test(bundle: Bundle, front_end: FrontEnd) -> SelfTest:
 
     limit = bundle.manifest.self_test.max_mean_error
     try:
-        return SelfTest(passed=True, limit=limit, error=run_self_test(bundle, front_end))
+        error = run_self_test(bundle, front_end)
     except SelfTestFailed as problem:
-        return SelfTest(passed=False, limit=limit, problem=problem.what)
+        return SelfTest(bundle_id=bundle.bundle_id, passed=False, limit=limit, problem=problem.what)
+    return SelfTest(bundle_id=bundle.bundle_id, passed=True, limit=limit, error=error)
 
 
 def _count(run: Callable[[], object], repeats: int) -> None:

@@ -47,7 +47,7 @@ def count_kernels(
     with tempfile.TemporaryDirectory() as work:
         files = _write_products(Path(work), shapes, rows)
         plan = Plan(targets=tuple(files), profiles=tuple(profiles), tokens=1, repeats=_REPEATS)
-        results = count_instructions(plan, toolkit, say=say)
+        results = count_instructions(plan, toolkit, ids={}, say=say)
     return kernel_costs(results, shapes, rows=rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from sf_bench.arm.guest import GuestReport, Job, SelfTest
 from sf_bench.arm.profiles import Profile
 from sf_bench.arm.toolkit import EmulationFailed, Toolkit, emulator_command, run_emulated
 from sf_contract.bundle import open_bundle
-from sf_contract.errors import UsageError
+from sf_contract.errors import MismatchError, UsageError
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -48,35 +48,62 @@ class ArmResult(msgspec.Struct, frozen=True):
     onnxruntime: str
 
 
-def check_targets(plan: Plan) -> None:
-    """Refuse at once what would fail after minutes of emulation.
+def check_targets(plan: Plan) -> dict[Path, str]:
+    """Refuse at once what would fail after minutes of emulation; the bundles' ids.
 
     Raises:
         BundleError: a bundle is damaged.
         UsageError: a file is missing, or a bundle allows fewer tokens.
     """
+    ids = {}
     for target in plan.targets:
         if target.is_file():
             continue
-        allowed = open_bundle(target).manifest.geometry.max_tokens
+        bundle = open_bundle(target)
+        ids[target] = bundle.bundle_id
+        allowed = bundle.manifest.geometry.max_tokens
         if plan.tokens > allowed:
             raise UsageError(
                 f"--tokens {plan.tokens} is more than the {allowed} that {target} allows",
                 cure="give fewer tokens, or export with a larger --max-tokens",
             )
+    return ids
 
 
-def count_instructions(plan: Plan, toolkit: Toolkit, *, say: Callable[[str], None]) -> list[ArmResult]:
+def count_instructions(
+    plan: Plan, toolkit: Toolkit, *, ids: Mapping[Path, str], say: Callable[[str], None]
+) -> list[ArmResult]:
     """Count every target on every profile, in one emulated process per profile; results in the order of the targets.
 
+    Args:
+        plan: what to count.
+        toolkit: the emulator's files.
+        ids: of the bundles, from `check_targets`.
+        say: told what is counted now.
+
     Raises:
-        EmulationFailed, MismatchError: a process did not end well, or left no counts.
+        EmulationFailed, MismatchError: a process did not end well or left no counts, or a bundle was exchanged meanwhile.
     """
     by_profile = []
     for profile in plan.profiles:
         say(f"sf-bench: {len(plan.targets)} targets, {plan.tokens} tokens, on EMULATED {profile.name}")
         by_profile.append(_count_on(plan, profile, toolkit))
+        check_unchanged(ids, by_profile[-1])
     return [result for of_target in zip(*by_profile, strict=True) for result in of_target]
+
+
+def check_unchanged(ids: Mapping[Path, str], results: Sequence[ArmResult]) -> None:
+    """Refuse a table whose rows are of different bundles.
+
+    Raises:
+        MismatchError: a bundle is another one than when counting began.
+    """
+    expected = {str(target): bundle_id for target, bundle_id in ids.items()}
+    for result in results:
+        if result.self_test is not None and result.self_test.bundle_id != expected.get(result.target):
+            raise MismatchError(
+                f"{result.target} was exchanged while it was counted", cure="count again, and leave the bundle alone"
+            )
 
 
 def _count_on(plan: Plan, profile: Profile, toolkit: Toolkit) -> list[ArmResult]:

@@ -40,6 +40,8 @@ def as_table(results: Sequence[ArmResult], *, baseline: str | None) -> str:
             f"{result.target:{width}}  {result.profile:7}  {counts.total / 1e6:13.3f}  {counts.spread:6.2%}{classes}"
             f"  {'' if ratio is None else f'{ratio:.2f}x':>11}  {_self_test_words(result)}"
         )
+    ids = {result.target: result.self_test.bundle_id for result in results if result.self_test is not None}
+    lines += [f"{target} is bundle {bundle_id}" for target, bundle_id in ids.items()]
     if baseline is not None:
         lines.append(f"vs baseline: how many times fewer instructions than {baseline} on the same profile")
     return "\n".join(lines)

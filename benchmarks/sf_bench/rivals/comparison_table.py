@@ -7,6 +7,8 @@ from typing import Final
 from sf_bench.rivals.compare import Comparison, Result, RowError
 from sf_bench.rivals.turns import Spread
 
+_BEGIN: Final = "<!-- comparison: begin -->"
+_END: Final = "<!-- comparison: end -->"
 _HEAD: Final = (
     "front end",
     "tokens/s (quartiles)",
@@ -26,6 +28,15 @@ def markdown_of(comparison: Comparison) -> str:
     lines = [_line(row, widths) for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join([*_conditions(comparison), "", *lines, "", *_legend(comparison)]) + "\n"
+
+
+def placed(table: str, document: str | None) -> str:
+    """The document with the table between its two marks, or the table alone where there are no such marks."""
+    if document is None or _BEGIN not in document or _END not in document:
+        return table
+    before, _, rest = document.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return f"{before}{_BEGIN}\n\n{table}\n{_END}{after}"
 
 
 def _conditions(comparison: Comparison) -> list[str]:
