@@ -15,9 +15,10 @@ from sf_contract.tokenizer import BundleTokenizer
 from sf_export.settings import ExportSettings
 from sf_model.blocks import check_split_layer
 from sf_model.checkpoint import open_checkpoint, tokenizer_json
-from sf_model.config_view import view_config
+from sf_model.config_view import check_task_class, position_limit, view_config
 from sf_model.front import FrontModel, cut_front
 from sf_model.precision import WHOLE_BELOW_BYTES, free_buffers, held_in_fp32, load_exact
+from sf_model.probe import check_cut
 
 _LANGUAGE_MODEL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 
@@ -82,6 +83,15 @@ class BaseForExport:
         held_in_fp32(front)
         return front
 
+    def check_cut(self, split_layer: int) -> None:
+        """Refuse a cut whose two sides together do not compute what the whole model computes.
+
+        Raises:
+            SplitLayerError, ModelError: as `sf_model.probe.check_cut` does.
+        """
+        check_cut(self.model, split_layer)
+        free_buffers(self.model)
+
     def free_memory(self) -> None:
         """Let go of the model until it is asked for again; whoever calls this keeps no reference to it."""
         self.held.let_go()
@@ -92,8 +102,8 @@ class BaseForExport:
         Raises:
             UsageError: `max_tokens` is too large for this model.
         """
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        too_long = isinstance(limit, int) and max_tokens > limit
+        limit = position_limit(self.model.config)
+        too_long = limit is not None and max_tokens > limit
         if not too_long and _has_position_table(front):
             token_ids = torch.zeros((1, max_tokens), dtype=torch.int64)
             try:
@@ -123,6 +133,7 @@ def load_base(
     """
     checkpoint = open_checkpoint(settings.model, revision=settings.revision, say=say)
     view = view_config(checkpoint.config)
+    check_task_class(checkpoint.config, spec.task)
     for split_layer in split_layers:
         check_split_layer(split_layer, view.layers, checkpoint.identity.name)
     has_head = _has_language_head(checkpoint.config)

@@ -78,8 +78,13 @@ def position_limit(config: PretrainedConfig) -> int | None:
     """
     text = config.get_text_config()
     rotary = getattr(text, "rope_parameters", None) or {}
-    original = rotary.get("original_max_position_embeddings") if rotary.get("rope_type") == "longrope" else None
-    limits = (getattr(text, "max_position_embeddings", None), original)
+    of_layer_types = [part for part in rotary.values() if isinstance(part, dict)]
+    original = [
+        part.get("original_max_position_embeddings")
+        for part in (of_layer_types or [rotary])
+        if part.get("rope_type") == "longrope"
+    ]
+    limits = (getattr(text, "max_position_embeddings", None), *original)
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 

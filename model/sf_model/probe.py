@@ -12,6 +12,7 @@ from sf_contract.errors import ModelError
 from sf_model.back import BackEnd, PadSide
 from sf_model.blocks import find_blocks, refused_when_it_fails, rows_leaving
 from sf_model.front import PROBE_LENGTHS, check_padding, probe_batch, relative_gap
+from sf_model.precision import free_buffers
 
 _MAX_GAP: Final = 1e-4
 """Relative. The same operations in the same order give 0; the room is for threads that add in another order."""
@@ -42,6 +43,7 @@ def check_cut(model: PreTrainedModel, split_layer: int) -> None:
         found = back_end(captured[0], mask)
         length = PROBE_LENGTHS[1]
         short = back_end(captured[0][1:, :length], mask[1:, :length])
+    free_buffers(back_end)
     gap = relative_gap(found[mask > 0], wanted[mask > 0])
     if not gap < _MAX_GAP:
         raise ModelError(

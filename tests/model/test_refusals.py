@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sf_contract.errors import ModelError
 from sf_contract.manifest import Task
@@ -18,6 +17,7 @@ from sf_model.blocks import find_blocks
 from sf_model.checkpoint import load_model, open_checkpoint
 from sf_model.config_view import check_task_class, position_limit, view_config
 from sf_model.front import cut_front
+from sf_model.precision import compute_in_fp32
 from sf_model.probe import check_cut
 from support.tiny_models import HIDDEN, LAYERS, VOCABULARY, randomize, tiny_config, tiny_tokenizer
 
@@ -41,7 +41,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "mobilebert": _LAYERED | {"embedding_size": 48, "intra_bottleneck_size": 36},
     "fnet": _LAYERED,
     "longformer": _LAYERED | {"attention_window": [8] * LAYERS},
-    "funnel": {"block_sizes": [2, 2], "d_model": HIDDEN, "n_head": 4, "d_head": 18, "d_inner": 96},
+    "funnel": {"block_sizes": [2, 2], "d_model": HIDDEN, "n_head": 4, "d_head": 18, "d_inner": 96}
+    | {"architectures": ["FunnelModel"]},
     "xlm": {"n_layers": LAYERS, "emb_dim": HIDDEN, "n_heads": 4},
     "xlnet": {"n_layer": LAYERS, "d_model": HIDDEN, "n_head": 4, "d_inner": 96},
     "gemma3n_text": _GEMMA
@@ -76,9 +77,9 @@ def _config(family: str, **changes: Any) -> PretrainedConfig:
     )
 
 
-def _random_model(config: PretrainedConfig) -> PreTrainedModel:
+def _random_model(config: PretrainedConfig, kind: Any = AutoModel) -> PreTrainedModel:
     torch.manual_seed(5)
-    return randomize(AutoModel.from_config(config)).eval().requires_grad_(False)
+    return randomize(kind.from_config(config)).eval().requires_grad_(False)
 
 
 def _cut(model: PreTrainedModel) -> None:
@@ -121,6 +122,17 @@ def test_a_layer_that_reads_the_embeddings_again_is_seen(tiny_model, monkeypatch
         check_cut(model, CUT)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_model_held_in_bf16_that_computes_in_fp32_is_no_reason_to_refuse(family: str) -> None:
+    model = _random_model(tiny_config(family)).bfloat16()
+    for name, constant in model.named_buffers():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, constant.float())
+    compute_in_fp32(model)
+    _cut(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 def test_a_model_whose_code_fails_under_the_knife_is_refused_and_not_a_traceback(tiny_model, monkeypatch) -> None:
     model = load_model(open_checkpoint(str(tiny_model("llama"))), task=None, dtype=torch.float32).model
 
@@ -139,14 +151,16 @@ def test_a_task_without_a_class_is_refused_with_the_task_that_has_one() -> None:
 
 
 def test_positions_end_where_long_rope_changes_its_frequencies() -> None:
-    rotary = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 9, "long_factor": [2.0] * 9}
+    rotary = {"type": "longrope", "short_factor": [1.0] * 9, "long_factor": [2.0] * 9}
     sizes = _LAYERED | {"max_position_embeddings": 96, "pad_token_id": 0}
-    rotary["original_max_position_embeddings"] = 24
-    assert position_limit(AutoConfig.for_model("phi3", rope_parameters=rotary, **sizes)) == 24
+    long = AutoConfig.for_model("phi3", rope_scaling=rotary, original_max_position_embeddings=24, **sizes)
+    assert position_limit(long) == 24
     assert position_limit(AutoConfig.for_model("phi3", **sizes)) == 96
 
 
-@pytest.mark.parametrize(("family", "reason"), [("gemma4_text", "gemma4_text"), ("fnet", "when it is padded")])
+@pytest.mark.parametrize(
+    ("family", "reason"), [("gemma4_text", "cannot be run in two parts"), ("fnet", "when it is padded")]
+)
 def test_the_command_refuses_before_anything_long_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], family: str, reason: str
 ) -> None:
@@ -154,7 +168,8 @@ def test_the_command_refuses_before_anything_long_happens(
     place.mkdir()
     monkeypatch.chdir(place)
     folder = tmp_path / "model"
-    _random_model(_config(family)).save_pretrained(folder)
+    kind = AutoModelForCausalLM if family == "gemma4_text" else AutoModel
+    _random_model(_config(family), kind).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     options = ["--task", "causal-lm"] if family == "gemma4_text" else ["--labels", "a,b"]
     assert main(["--split-layer", "2", "--model", str(folder), "--max-tokens", "64", *options]) == ModelError.exit_code
@@ -167,8 +182,7 @@ def test_the_command_refuses_before_anything_long_happens(
 def test_the_command_refuses_a_task_without_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     torch.manual_seed(5)
-    AutoModel.from_config(tiny_config("granite")).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(tiny_config("granite")).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     assert main(["--split-layer", "2", "--model", str(folder), "--labels", "a,b"]) == ModelError.exit_code
     assert "no class that uses granite for text-classification" in capsys.readouterr().err.splitlines()[-1]
-    shutil.rmtree(folder)

@@ -18,7 +18,8 @@ instructions compare bundles with one another on the same profile. They are not 
 instruction takes. A count takes a minute or so. Run sf-bench arm-setup once before.
 
 Classes of instructions: dot8 = SDOT and kin, mmla8 = SMMLA and kin (int8 products), multiply_wide = widening integer
-multiplications, fma = floating-point multiply-adds, other = the rest.
+multiplications, fma = floating-point multiply-adds, other = the rest. An ONNX file with inputs of fixed shape is counted
+too; with --tokens 1 its figures are per run.
 
 profiles:
 {described(tuple(PROFILES.values()))}
