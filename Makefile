@@ -2,6 +2,8 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
+# Whole files side by side, each with one thread: many threads on few cores are slower than taking turns.
+PYTEST  = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo check test test-fast format clean
 .DEFAULT_GOAL := help
@@ -28,10 +30,10 @@ check: $(VENV)/.ready  ## formatting, lint, types, imports
 	$(VENV)/bin/lint-imports
 
 test: check            ## everything, the real model included
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: check       ## without the tests marked slow
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 format: $(VENV)/.ready ## bring the code into shape
 	$(VENV)/bin/ruff check --fix --quiet . || true

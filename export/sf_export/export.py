@@ -41,7 +41,6 @@ from sf_export.quantize import GraphQuantizer, QuantizedGraph, embedding_choice,
 from sf_export.settings import ExportSettings, Quantize
 from sf_export.task import task_spec
 from sf_model.front import FrontModel
-from sf_model.probe import check_cut
 
 GRAPH_FILE: Final = "front_end.onnx"
 TOKENIZER_FILE: Final = "tokenizer.json.gz"
@@ -124,8 +123,6 @@ def export_bundles(settings: ExportSettings, *, say: Say) -> list[ExportResult]:
     common = _common(settings, spec, key, say)
     targets = _targets(settings, common.base.identity)
     _check_model(common)
-    for split_layer in settings.cuts:
-        common.base.check_cut(split_layer)
     steps.begin(f"computing {common.calibration.tokens} tokens of {common.calibration.name} with the untouched model")
     cuts = _cuts(common, targets)
     return [_export_cut(common, cut, steps) for cut in cuts]
@@ -162,7 +159,7 @@ def _common(settings: ExportSettings, spec: TaskSpec, key: SigningKey | None, sa
 def _check_model(common: _Common) -> None:
     """Refuse a model that cannot be cut, or sequences it cannot hold, before anything that takes long."""
     for split_layer in common.settings.cuts:
-        check_cut(common.base.model, split_layer)
+        common.base.check_cut(split_layer)
     common.base.check_positions(common.base.front(common.settings.cuts[0]), common.settings.max_tokens)
 
 

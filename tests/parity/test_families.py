@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -17,6 +20,7 @@ from sf_contract.front_end import FrontEnd
 from sf_contract.manifest import Task
 from sf_export.families import FAMILIES
 from sf_export.graph import export_graph, serialize
+from sf_export.main import main
 from sf_model.back import BackEnd, PadSide
 from sf_model.config_view import check_task_class, model_class, view_config
 from sf_model.front import FrontModel, cut_front
@@ -164,3 +168,20 @@ def test_the_graph_gives_pytorchs_rows_for_any_length_and_batch(family: str) -> 
         alone = graph.run([ids.tolist()])[0]
         assert relative_row_errors(decode_rows(alone), wanted).max() < FP32_RELATIVE
         assert relative_row_errors(decode_rows(of_batch), wanted).max() < FP32_RELATIVE
+
+
+def test_the_command_prints_the_list_that_is_tested_and_loads_no_heavy_library(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["families", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [entry["family"] for entry in printed["families"]] == NAMES
+    assert main(["families"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.startswith(f"{name} ") for line in lines) for name in NAMES)
+    assert max(map(len, lines)) <= 120
+    program = (
+        "import sys\nfrom sf_export.main import main\nmain(['families'])\n"
+        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
