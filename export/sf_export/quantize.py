@@ -100,11 +100,11 @@ class GraphQuantizer:
         kinds = self._by_kind()
         options = {name: self._options(groups, reference, floor) for name, groups in kinds.items()}
         found = self._choose(kinds, options, reference, floor, max_error)
-        high = [name for name, option in found.options.items() if not option.scheme.is_int8]
-        if high and any(len(kinds[name]) > 1 for name in high):
-            say(f"  int8 everywhere would exceed the budget; trying {'; '.join(high)} layer by layer")
-            units = {name: groups for name, groups in kinds.items() if name not in high}
-            single = {group.name: [group] for name in high for group in kinds[name]}
+        slowed = [name for name, option in found.options.items() if _is_slowed_by_the_budget(option, options[name])]
+        if any(len(kinds[name]) > 1 for name in slowed):
+            say(f"  int8 everywhere would exceed the budget; trying {'; '.join(slowed)} layer by layer")
+            units = {name: groups for name, groups in kinds.items() if name not in slowed}
+            single = _named([group for name in slowed for group in kinds[name]], lambda group: group.name)
             options = {name: options[name] for name in units}
             options |= {name: self._options(groups, reference, floor) for name, groups in single.items()}
             kinds = {**units, **single}
@@ -112,10 +112,7 @@ class GraphQuantizer:
         return self._finished(kinds, found)
 
     def _by_kind(self) -> dict[str, list[Group]]:
-        kinds: dict[str, list[Group]] = {}
-        for group in self._groups:
-            kinds.setdefault(group.kind, []).append(group)
-        return kinds
+        return _named(self._groups, lambda group: group.kind)
 
     def _options(self, groups: Sequence[Group], reference: Reference, floor: float) -> list[Option[Scheme]]:
         """Each scheme's time and what it adds to the squared error while everything else stays in floating point."""
@@ -192,6 +189,18 @@ def quantize_graph(
             return quantizer.plain_int8()
         case Quantize.AUTO:
             return quantizer.searched(reference, max_error=max_error, say=say)
+
+
+def _is_slowed_by_the_budget(chosen: Option[Scheme], options: Sequence[Option[Scheme]]) -> bool:
+    """Whether floating point was taken although int8 would be faster; for tiny products it is not."""
+    return not chosen.scheme.is_int8 and any(option.time < chosen.time for option in options)
+
+
+def _named(groups: Sequence[Group], name_of: Callable[[Group], str]) -> dict[str, list[Group]]:
+    named: dict[str, list[Group]] = {}
+    for group in groups:
+        named.setdefault(name_of(group), []).append(group)
+    return named
 
 
 def _schemes(groups: Sequence[Group], scheme: Scheme) -> dict[str, Scheme]:
