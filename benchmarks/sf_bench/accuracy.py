@@ -31,6 +31,7 @@ from sf_server.trained import choose_device, choose_dtype
 
 CHECKPOINT_EVERY_S: Final = 120.0
 _DECIDING_SETTINGS: Final = (
+    "expect_samples",
     "epochs",
     "batch_samples",
     "batch_tokens",

@@ -82,17 +82,34 @@ def plan_batches(
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def learning_rate_factor(*, step: int, warmup_steps: int, later_done: int, later_total: int) -> float:
-    """Part of the peak learning rate: linear warm-up, constant during the first epoch, then linear to `FINAL_RATE`.
+def learning_rate_factor(*, step: int, warmup_steps: int, progress: float) -> float:
+    """Part of the peak learning rate: linear warm-up, and a linear fall to `FINAL_RATE` with progress.
 
     Args:
         step: 0 for the first step.
-        later_done: samples done in epochs after the first, whose length is known.
-        later_total: samples of all epochs after the first; 0 while that is not known.
+        progress: 0 to 1, see `falling_part`.
     """
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    progress = later_done / later_total if later_total else 0.0
     return warmup * (1.0 - (1.0 - FINAL_RATE) * progress)
+
+
+def falling_part(*, done: int, later_done: int, samples: int, expected: int | None, epochs: int) -> float:
+    """How much of the part of training is over during which the learning rate falls, 0 to 1.
+
+    The length of training is known from the start where the number of samples was said beforehand, else from the second
+    epoch on; so with one epoch and an unknown number of samples the rate never falls.
+
+    Args:
+        done: samples trained on, each as often as it was.
+        later_done: the same, without the first epoch.
+        samples: in the first epoch; 0 while it lasts.
+        expected: samples that the first epoch will have, None when nobody knows.
+        epochs: of the whole training.
+    """
+    if expected is not None:
+        return min(1.0, done / (max(expected, samples) * epochs))
+    later = samples * (epochs - 1)
+    return later_done / later if later else 0.0
 
 
 def _cut(by_length: Sequence[SampleInfo], *, max_tokens: int, max_samples: int) -> list[list[int]]:

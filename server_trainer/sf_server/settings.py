@@ -29,8 +29,8 @@ MAY_CHANGE_ON_RESUME: Final = frozenset(
         "bundle",  # compared by its id
         "checkpoint_every_s",
         "credit_bytes",
-        "expect_devices",  # when the data is complete, not what is computed from it
-        "expect_samples",
+        "expect_devices",  # when the data is complete
+        "expect_samples",  # the same, and how fast the learning rate falls from now on
         "insecure",
         "json",
         "max_store_bytes",
@@ -60,7 +60,10 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         AtLeastOne | None, Meta(description="the data is complete once this many devices have finished")
     ] = None
     expect_samples: Annotated[
-        AtLeastOne | None, Meta(description="the data is complete once this many training samples are stored")
+        AtLeastOne | None,
+        Meta(
+            description="the data is complete once this many training samples are stored; the learning rate falls all the way"
+        ),
     ] = None
 
     bind: Annotated[str, Meta(description="address on which devices are received")] = DEFAULT_BIND

@@ -23,7 +23,7 @@ from sf_server.batch_tensors import make_batch
 from sf_server.checkpoints import Checkpoints, Progress, Snapshot
 from sf_server.learner import Learner, StepResult
 from sf_server.metrics import MetricsLog
-from sf_server.schedule import Position, learning_rate_factor, plan_batches, window_is_ready
+from sf_server.schedule import Position, falling_part, learning_rate_factor, plan_batches, window_is_ready
 from sf_server.settings import TrainSettings
 from sf_server.store import Store
 from sf_server.validation import Score, score_samples
@@ -174,12 +174,14 @@ class Trainer:
 
     def _rate_factor(self) -> float:
         progress = self.progress
-        return learning_rate_factor(
-            step=progress.step,
-            warmup_steps=self._settings.warmup_steps,
+        falling = falling_part(
+            done=self.trained.total(),
             later_done=progress.later_done,
-            later_total=progress.samples * (self._settings.epochs - 1),
+            samples=progress.samples,
+            expected=self._settings.expect_samples,
+            epochs=self._settings.epochs,
         )
+        return learning_rate_factor(step=progress.step, warmup_steps=self._settings.warmup_steps, progress=falling)
 
     def _epoch_is_over(self) -> bool:
         position = self.progress.position

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sf_server.schedule import (
     FINAL_RATE,
     Position,
+    falling_part,
     learning_rate_factor,
     plan_batches,
     window_is_ready,
@@ -82,11 +83,26 @@ def test_a_position_walks_through_windows_and_epochs():
     assert position.next_epoch() == Position(epoch=2)
 
 
-def test_the_learning_rate_warms_up_stays_and_falls_to_its_final_part():
-    def factor(step: int, done: int, total: int) -> float:
-        return learning_rate_factor(step=step, warmup_steps=10, later_done=done, later_total=total)
+def test_the_learning_rate_warms_up_and_falls_to_its_final_part():
+    def factor(step: int, progress: float) -> float:
+        return learning_rate_factor(step=step, warmup_steps=10, progress=progress)
 
-    assert factor(0, 0, 0) == pytest.approx(0.1)
-    assert factor(50, 0, 0) == 1.0
-    assert factor(50, 50, 100) == pytest.approx(1 - (1 - FINAL_RATE) / 2)
-    assert factor(50, 100, 100) == pytest.approx(FINAL_RATE)
+    assert factor(0, 0) == pytest.approx(0.1)
+    assert factor(50, 0) == 1.0
+    assert factor(50, 0.5) == pytest.approx(1 - (1 - FINAL_RATE) / 2)
+    assert factor(50, 1) == pytest.approx(FINAL_RATE)
+
+
+def test_the_rate_falls_over_the_whole_training_where_its_length_was_said_beforehand():
+    assert falling_part(done=0, later_done=0, samples=0, expected=100, epochs=2) == 0
+    assert falling_part(done=50, later_done=0, samples=0, expected=100, epochs=2) == 0.25
+    assert falling_part(done=200, later_done=100, samples=100, expected=100, epochs=2) == 1
+    # More arrived than was said: the rest of the fall is spread over what is known now, and it ends where it should.
+    assert falling_part(done=230, later_done=0, samples=0, expected=100, epochs=2) == 1
+    assert falling_part(done=150, later_done=0, samples=150, expected=100, epochs=2) == 0.5
+
+
+def test_the_rate_waits_for_the_second_epoch_where_nobody_knows_how_much_will_come():
+    assert falling_part(done=50, later_done=0, samples=0, expected=None, epochs=3) == 0
+    assert falling_part(done=150, later_done=50, samples=100, expected=None, epochs=3) == 0.25
+    assert falling_part(done=100, later_done=0, samples=100, expected=None, epochs=1) == 0

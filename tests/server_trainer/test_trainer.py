@@ -209,6 +209,18 @@ def test_the_data_is_complete_once_the_expected_devices_have_finished(store, new
     assert len(trainer.trained) == 20
 
 
+def test_the_rate_falls_in_the_first_epoch_only_if_the_number_of_samples_was_said(store, new_harness):
+    def lowest_rate_of_the_first_epoch(name: str, **expectation: int | None) -> float:
+        harness = new_harness(name, warmup_steps=0, **expectation)
+        harness.finish(harness.trainer())
+        return min(entry["rate_factor"] for entry in harness.metrics() if entry.get("epoch") == 1 and "loss" in entry)
+
+    _add(store, _samples(0, SAMPLES))
+    store.note_finished(outbox=OUTBOX, skipped_rows=0, now_s=1.0)
+    assert lowest_rate_of_the_first_epoch("unknown", expect_samples=None, expect_devices=1) == 1.0
+    assert lowest_rate_of_the_first_epoch("said") == pytest.approx(1 - 0.9 / EPOCHS, abs=0.05)
+
+
 def test_held_out_samples_are_scored_after_every_epoch_and_never_trained_on(store, new_harness):
     _add(store, _samples(0, SAMPLES))
     _add(store, _samples(1000, 12, Role.VALIDATION))
