@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,9 @@ from sf_model.front import FrontModel
 _INT4_LEVELS: Final = 8
 _CLIP_STEPS: Final = 13
 _SMALLEST_CLIP: Final = 0.4
+_ROWS_AT_ONCE: Final = 8192
+
+_RoundRows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Int8Embedding(nn.Module):
@@ -30,10 +34,8 @@ class Int8Embedding(nn.Module):
 
     def __init__(self, embedding: nn.Module, vocabulary: int) -> None:
         super().__init__()
-        rows = _rows(embedding, vocabulary)
-        peaks = rows.abs().amax(dim=1, keepdim=True)
-        scales = torch.where(peaks > 0, peaks / INT8_PEAK, torch.ones_like(peaks))
-        self.register_buffer("table", torch.round(rows / scales).to(torch.int8))
+        table, scales = _in_parts(_int8, embedding, vocabulary)
+        self.register_buffer("table", table)
         self.register_buffer("scales", scales)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -56,12 +58,11 @@ class Int4Embedding(nn.Module):
 
     def __init__(self, embedding: nn.Module, vocabulary: int) -> None:
         super().__init__()
-        rows = _rows(embedding, vocabulary)
-        self.hidden = rows.shape[1]
+        self.hidden = _rows(embedding, 0, 1).shape[1]
         self.block = largest_rotation(self.hidden) or 1
         self.register_buffer("rotation", torch.from_numpy(hadamard(self.block)))
-        levels, scales = _best_levels(self._rotated(rows))
-        self.register_buffer("table", _packed(levels))
+        table, scales = _in_parts(self._rounded, embedding, vocabulary)
+        self.register_buffer("table", table)
         self.register_buffer("scales", scales)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -70,6 +71,10 @@ class Int4Embedding(nn.Module):
         high = torch.floor(packed / 16)
         levels = torch.cat([packed - 16 * high, high], dim=-1)[..., : self.hidden] - _INT4_LEVELS
         return self._rotated(levels) * functional.embedding(input_ids, self.scales)
+
+    def _rounded(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        levels, scales = _best_levels(self._rotated(rows))
+        return _packed(levels), scales
 
     def _rotated(self, rows: torch.Tensor) -> torch.Tensor:
         """The Hadamard matrix is its own inverse."""
@@ -83,10 +88,24 @@ def quantize_embedding(front: FrontModel, vocabulary: int, bits: EmbeddingBits) 
     front.base.set_input_embeddings(kind(front.base.get_input_embeddings(), vocabulary))
 
 
+def _in_parts(round_rows: _RoundRows, embedding: nn.Module, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rounded table and its scales; the fp32 rows are never all in memory."""
+    starts = range(0, vocabulary, _ROWS_AT_ONCE)
+    parts = [round_rows(_rows(embedding, start, min(start + _ROWS_AT_ONCE, vocabulary))) for start in starts]
+    tables, scales = zip(*parts, strict=True)
+    return torch.cat(tables), torch.cat(scales)
+
+
 @torch.no_grad()
-def _rows(embedding: nn.Module, vocabulary: int) -> torch.Tensor:
-    rows: torch.Tensor = embedding(torch.arange(vocabulary))
+def _rows(embedding: nn.Module, start: int, end: int) -> torch.Tensor:
+    rows: torch.Tensor = embedding(torch.arange(start, end))
     return rows.float()
+
+
+def _int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    peaks = rows.abs().amax(dim=1, keepdim=True)
+    scales = torch.where(peaks > 0, peaks / INT8_PEAK, torch.ones_like(peaks))
+    return torch.round(rows / scales).to(torch.int8), scales
 
 
 def _best_levels(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -72,14 +72,18 @@ def export_graph(
 
 
 def serialize(model: ir.Model) -> bytes:
-    """Bytes of a model, the same for the same model; the model is left without metadata.
+    """Bytes of a model, the same for the same model; the model is used up, clone it to keep it.
 
     Raises:
         ModelError: it has more than the 2 GB that one ONNX file can hold.
     """
     passes.ClearMetadataAndDocStringPass()(model)
     try:
-        raw: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+        proto = ir.to_proto(model)
+        # A graph is full of reference cycles, so its weights would stay until the garbage collector comes round.
+        for value in model.graph.initializers.values():
+            value.const_value = None
+        raw: bytes = proto.SerializeToString(deterministic=True)
     except ValueError as problem:
         raise ModelError(
             f"the graph does not fit into one ONNX file of 2 GB: {problem}",

@@ -107,6 +107,10 @@ class ProjectionQuantizer:
         self._smoothing = _smoothing_by_input(model, input_peaks)
         self._weights: dict[tuple[str, Scheme], IntegerWeight] = {}
 
+    def forget_weights(self) -> None:
+        """Free what was rounded while schemes were compared; whatever is built next is rounded again."""
+        self._weights.clear()
+
     def build(self, schemes: Mapping[str, Scheme], *, exact: bool = False) -> ir.Model:
         """A copy of the graph in which the products that read an activation are computed by that activation's scheme.
 

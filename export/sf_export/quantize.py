@@ -161,6 +161,7 @@ class GraphQuantizer:
     ) -> QuantizedGraph:
         graph = self._graph(schemes, otherwise=otherwise)
         exact = self._graph(schemes, otherwise=otherwise, exact=True) if self._exact_is_slower else graph
+        self._quantizer.forget_weights()
         return QuantizedGraph(graph=graph, exact=exact, choices=choices)
 
     def _choice(self, name: str, groups: Sequence[Group], option: Option[Scheme]) -> ProjectionChoice:

@@ -24,6 +24,16 @@ def test_an_int8_embedding_keeps_every_token_within_half_a_level() -> None:
     assert rounded.table.dtype == torch.int8
 
 
+@pytest.mark.parametrize("kind", [Int8Embedding, Int4Embedding])
+def test_a_table_that_is_rounded_in_parts_is_the_one_rounded_whole(monkeypatch, kind) -> None:
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(50, 24)
+    whole = kind(embedding, 50).state_dict()
+    monkeypatch.setattr("sf_export.embedding._ROWS_AT_ONCE", 16)
+    parts = kind(embedding, 50).state_dict()
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
 def test_an_int8_embedding_holds_the_scaling_its_module_applies() -> None:
     class _Scaled(torch.nn.Embedding):
         def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -51,7 +54,7 @@ def two_products() -> tuple[ir.Model, np.ndarray, np.ndarray]:
 
 
 def _run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
-    return InferenceSession(serialize(model), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return InferenceSession(serialize(model.clone()), providers=["CPUExecutionProvider"]).run(None, {"x": x})
 
 
 def _uneven(random: np.random.Generator, *shape: int) -> np.ndarray:
@@ -104,6 +107,27 @@ def test_the_result_of_a_sample_does_not_depend_on_its_batch(two_products, schem
     together = _run(quantized, x)[0]
     alone = np.concatenate([_run(quantized, x[index : index + 1])[0] for index in range(4)])
     np.testing.assert_array_equal(together, alone)
+
+
+def test_a_variants_weights_are_freed_once_it_is_written_and_forgotten_without_the_garbage_collector(
+    two_products,
+) -> None:
+    x = _uneven(np.random.default_rng(3), 1, 5, IN)
+    quantizer = _quantizer(two_products[0], x)
+    variant = quantizer.build(_everywhere(Scheme.INT8_PER_TOKEN))
+    levels = [value.const_value for value in variant.graph.initializers.values() if value.shape == (IN, OUT)]
+    watched = [
+        weakref.ref(tensor.numpy()) for tensor in levels if tensor is not None and tensor.dtype == ir.DataType.INT8
+    ]
+    del levels
+    assert watched
+    gc.disable()
+    try:
+        serialize(variant)
+        quantizer.forget_weights()
+        assert [array() for array in watched] == [None] * len(watched)
+    finally:
+        gc.enable()
 
 
 def test_the_per_token_product_follows_its_formula(two_products) -> None:
