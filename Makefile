@@ -5,7 +5,7 @@ PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
 # Whole files side by side, each with one thread: many threads on few cores are slower than taking turns.
 PYTEST  = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo check test test-fast format clean
+.PHONY: setup demo check test test-fast test-arm requirements-edge edge-zipapp format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -27,13 +27,25 @@ check: $(VENV)/.ready  ## formatting, lint, types, imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	cd examples/quickstart && MYPYPATH=. $(abspath $(VENV))/bin/mypy --strict *.py
+	$(VENV)/bin/mypy --strict deploy/*.py
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python deploy/edge_requirements.py --check
 
 test: check            ## everything, the real model included
 	$(PYTEST)
 
 test-fast: check       ## without the tests marked slow
 	$(PYTEST) -m 'not slow'
+
+test-arm: $(VENV)/.ready  ## the device's tests as EMULATED aarch64 processes; skipped, saying why, where that is impossible
+	OMP_NUM_THREADS=1 $(VENV)/bin/sf-bench arm-tests --skip-if-missing
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/system/test_arm_device.py
+
+requirements-edge: $(VENV)/.ready  ## write requirements-edge.txt, the device's packages with their hashes
+	$(VENV)/bin/python deploy/edge_requirements.py
+
+edge-zipapp: $(VENV)/.ready  ## dist/sf-edge.pyz: sf-edge as one file, without the compiled packages it needs
+	$(VENV)/bin/python deploy/edge_zipapp.py
 
 format: $(VENV)/.ready ## bring the code into shape
 	$(VENV)/bin/ruff check --fix --quiet . || true

@@ -9,7 +9,6 @@ from typing import Final
 
 import msgspec
 
-from sf_bench.machine import describe_machine
 from sf_bench.rivals.compare import Comparison, Result, failed_result, measure_contestants
 from sf_bench.rivals.comparison_table import markdown_of, placed
 from sf_bench.rivals.contest import Contest, Contestant, bundle_contestant, find_interpreters, rival_contestants
@@ -20,6 +19,7 @@ from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.command import print_json, say
 from sf_contract.errors import UsageError
 from sf_contract.tokenizer import open_tokenizer
+from sf_edge.machine import describe_machine
 
 CALIBRATION_WINDOWS: Final = 32
 

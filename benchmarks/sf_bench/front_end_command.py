@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import msgspec
 
-from sf_bench.front_end import Plan, as_table, measure
+from sf_contract.bundle import open_bundle
 from sf_contract.command import ArgumentParser, print_json, say
 from sf_contract.errors import UsageError
+from sf_edge.bench import Surroundings, bench, plan_for
+from sf_edge.bench_report import Shape, report_text
+from sf_edge.turns import Effort
 
-_HELP = """Alone: every shape is run by itself, after warm-up, with idle ONNX Runtime threads asleep.
+_HELP = """Alone: what sf-edge bench does, for every number of tokens with every batch size; the same table and the same JSON.
 
 With --against: every contestant runs the layers below the same cut of the same checkpoint in a process of its own,
 loaded once, idle while another one measures. Each round gives everyone one turn; speeds are medians over the rounds,
@@ -34,18 +39,26 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Run the subcommand; its exit code."""
     given = _parser().parse_args(arguments)
-    if given.repeats < 1:
-        raise UsageError(f"--repeats {given.repeats} measures nothing", cure="give 1 or more")
     if "against" in given:
         return _compare(given)
     if len(given.bundles) > 1:
         raise UsageError("several bundles are measured with --against only", cure="add --against onnx-fp32")
-    plan = Plan(tokens=given.tokens or (16, 64), batches=given.batch, threads=given.threads, repeats=given.repeats)
-    report = measure(given.bundles[0], plan, say=say)
+    if not 0 < given.seconds <= 86_400 or given.rounds < 1:
+        raise UsageError("--seconds and --rounds must be above 0", cure="leave them out for the defaults")
+    return _alone(given)
+
+
+def _alone(given: Namespace) -> int:
+    bundle = open_bundle(given.bundles[0])
+    shapes = [Shape(rows, tokens) for rows in given.batch for tokens in given.tokens or (16, 64)]
+    effort = Effort(rounds=given.rounds, seconds=given.seconds)
+    plan = plan_for(bundle, shapes=shapes, threads=given.threads, effort=effort)
+    around = Surroundings(now_s=time.perf_counter, cpu_s=time.process_time, random=Random(0), say=say)
+    report = bench(bundle, plan, around)
     if given.json:
         print_json(msgspec.to_builtins(report))
     else:
-        print(as_table(report))
+        print(report_text(report))
     return 0
 
 
@@ -64,7 +77,8 @@ def _parser() -> ArgumentParser:
     add("--tokens", type=whole_numbers, default=None, metavar="N,N", help="default: 16,64; with --against: 64")
     add("--batch", type=whole_numbers, default=(1,), metavar="N,N", help="default: 1; with --against always 1")
     add("--threads", type=whole_numbers, default=(1,), metavar="N,N", help="default: 1")
-    add("--repeats", type=int, default=30, metavar="N", help="timed runs per shape, without --against (default: 30)")
+    add("--seconds", type=float, default=20.0, metavar="S", help="all timed runs, without --against (default: 20)")
+    add("--rounds", type=int, default=12, metavar="N", help="turns of each shape or contestant (default: 12)")
     add("--json", action="store_true", default=False, help="one JSON document on standard output")
     against = parser.add_argument_group("comparison with other runtimes")
     add = against.add_argument
@@ -75,7 +89,6 @@ def _parser() -> ArgumentParser:
     add("--work", type=Path, metavar="DIR", default=Path("sf-bench-work"), help="kept files (default: sf-bench-work)")
     add("--text", type=Path, metavar="FILE", default=None, help="UTF-8 text to measure on (default: sf-export's prose)")
     add("--windows", type=int, default=16, metavar="N", help="sequences, spread over the text (default: 16)")
-    add("--rounds", type=int, default=12, metavar="N", help="turns of each contestant (default: 12)")
     add("--isa", metavar="NAME,NAME", default="native", help="native, avx2, avx512: limits for PyTorch and OpenVINO")
     add("--python", action="append", default=[], metavar="RUNTIME=PATH", help="interpreter of a runtime; repeatable")
     add(

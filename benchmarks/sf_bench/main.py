@@ -22,10 +22,14 @@ class Command(msgspec.Struct, frozen=True):
 
 COMMANDS: Final = {
     "front-end": Command("sf_bench.front_end_command", "front ends on this machine: alone, or beside other runtimes"),
+    "footprint": Command("sf_bench.footprint_command", "what a waiting sf-edge costs: start, memory, processor time"),
+    "ingest": Command("sf_bench.ingest.command", "what the server's receiving side takes in, and how fairly"),
     "accuracy": Command("sf_bench.accuracy_command", "accuracy after training on quantized rows, against fp32 rows"),
     "kernels": Command("sf_bench.kernels_command", "what ONNX Runtime's matrix products can reach on this processor"),
     "arm": Command("sf_bench.arm.command", "front ends on EMULATED ARM processors: instructions and self-test"),
+    "arm-device": Command("sf_bench.arm.device_command", "a whole sf-edge run on EMULATED ARM, beside a native one"),
     "arm-kernels": Command("sf_bench.arm.kernels_command", "ONNX Runtime's matrix products on EMULATED ARM processors"),
+    "arm-tests": Command("sf_bench.arm.suite_command", "the device's own tests on EMULATED ARM"),
     "arm-setup": Command("sf_bench.arm.setup_command", "prepare EMULATED ARM processors for sf-bench arm"),
 }
 

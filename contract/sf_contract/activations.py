@@ -58,6 +58,13 @@ def pack(bundle_id: str, samples: Sequence[EncodedSample]) -> tuple[ActivationBa
     return ActivationBatch(bundle_id=bundle_id, samples=headers), tuple(buffers)
 
 
+def sample_frame_bytes(codec: WireCodec, *, hidden: int, tokens: int) -> tuple[int, int, int]:
+    """Bytes of rows, scales and targets of a sample with so many tokens."""
+    rows = tokens * row_columns(codec, hidden) * row_dtype(codec).itemsize
+    scales = tokens * scale_groups(codec, hidden) * scale_dtype(codec).itemsize
+    return rows, scales, tokens * TARGET_DTYPE.itemsize
+
+
 def unpack(
     batch: ActivationBatch, buffers: Sequence[Buffer], *, codec: WireCodec, hidden: int, with_targets: bool
 ) -> list[EncodedSample]:

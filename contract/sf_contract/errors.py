@@ -17,7 +17,9 @@
     |- StoreError           22   an outbox or store file cannot be used
     |- TrainingFailed       23   training cannot go on (non-finite loss, a process that keeps crashing)
     |- SelfTestFailed       24   this machine computes the bundle's test vectors differently
-    `- UntrustedBundle      25   a bundle is whole, but nobody on the trust list signed it
+    |- UntrustedBundle      25   a bundle is whole, but nobody on the trust list signed it
+    |- NotAuthorised        26   the server does not know this device's key
+    `- WrongServerKey       27   what answers at the address is not the server whose key was given
 
 An error says what happened, where, what was expected and what was found; `cure` says what to do about it.
 """
@@ -47,11 +49,11 @@ class SplitFrozenError(Exception):
 
     def one_line(self) -> str:
         """The error as the single line a command prints."""
-        return f"{_one_line(self.what)}. Cure: {_one_line(self.cure)}."
+        return f"{one_line(self.what)}. Cure: {one_line(self.cure)}."
 
 
-def _one_line(text: str) -> str:
-    """White space as single blanks, and what a terminal would obey (names of files may hold it) written out."""
+def one_line(text: str) -> str:
+    """White space as single blanks, what a terminal would obey (names of files may hold it) written out, no stop at the end."""
     shown = " ".join(text.split()).rstrip(".")
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in shown)
 
@@ -159,6 +161,18 @@ class UntrustedBundle(SplitFrozenError):
     """A bundle is whole, but nobody on the trust list signed it."""
 
     exit_code = 25
+
+
+class NotAuthorised(SplitFrozenError):
+    """The server does not know this device's key."""
+
+    exit_code = 26
+
+
+class WrongServerKey(SplitFrozenError):
+    """What answers at the address is not the server whose key was given, or encrypts where this side does not."""
+
+    exit_code = 27
 
 
 EXIT_CODES: Final = frozenset(kind.exit_code for kind in SplitFrozenError.__subclasses__())

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from sf_contract import limits
-from sf_contract.errors import MalformedMessage
+from sf_contract.errors import MAX_SHOWN, MalformedMessage, one_line
 from sf_contract.messages import PROTOCOL_VERSION, AnyMessage
 
 MAGIC: Final = b"SFZ" + bytes([PROTOCOL_VERSION])
@@ -119,7 +119,8 @@ def _decode_header(frame: RawFrame) -> Header:
     try:
         return _decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise MalformedMessage(f"the header is not a message of this protocol: {problem}") from problem
+        said = one_line(str(problem)[:MAX_SHOWN])  # it may quote names of fields, which the sender chose
+        raise MalformedMessage(f"the header is not a message of this protocol: {said}") from problem
 
 
 def _check_buffer_size(spec: BufferSpec) -> None:

@@ -1,7 +1,7 @@
 """The messages between a device and the server. Frozen, closed, unknown fields refused.
 
-Device to server: `Hello`, `ActivationBatch`, `Finished`, `Ping`.
-Server to device: `Welcome`, `Refusal`, `Ack`, `FinishNoted`, `Pong`.
+Device to server: `Hello`, `ActivationBatch`, `Finished`, `Ping`, `Inquiry`.
+Server to device: `Welcome`, `Refusal`, `Ack`, `FinishNoted`, `Pong`, `Approval`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LongText = Annotated[str, Meta(max_length=2048)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 CreditBytes = Annotated[int, Meta(ge=0, le=1 << 40)]
 Tokens = Annotated[int, Meta(ge=1, le=limits.MAX_TOKENS_PER_SAMPLE)]
+ActivityText = Annotated[str, Meta(pattern=rf"^[ -~°]{{1,{limits.MAX_ACTIVITY_CHARACTERS}}}\Z")]
+"""Signs that any terminal shows as they are, and the degree sign."""
 LabelIndex = Annotated[int, Meta(ge=0, lt=limits.MAX_LABELS)]
 
 
@@ -43,6 +45,8 @@ class RefusalCode(enum.StrEnum):
     BUNDLE = "bundle"
     SELF_TEST = "self-test"
     DEVICE_NAME = "device-name"
+    KEY_NAME = "key-name"
+    NOT_AUTHORISED = "not-authorised"
     STORE_FULL = "store-full"
     MALFORMED = "malformed"
     OVER_CREDIT = "over-credit"
@@ -156,12 +160,34 @@ class FinishNoted(Message, frozen=True, tag="finish-noted"):
     """`Finished` is durable on the server."""
 
 
-class Ping(Message, frozen=True, tag="ping"):
-    """Are you there?"""
+class Ping(Message, frozen=True, tag="ping", omit_defaults=True):
+    """Are you there? `activity` is what holds the device back, as in "paused: battery at 12 %"; None when nothing does."""
+
+    activity: ActivityText | None = None
 
 
 class Pong(Message, frozen=True, tag="pong"):
     """Yes."""
 
 
-AnyMessage = Hello | Welcome | Refusal | ActivationBatch | Ack | Finished | FinishNoted | Ping | Pong
+class Inquiry(Message, frozen=True, tag="inquiry"):
+    """Would a `Hello` with this be welcome? The server judges it like one and keeps nothing of it; None is not judged."""
+
+    protocol: int
+    software: ShortText
+    device: DeviceName
+    outbox: OutboxId | None = None
+    bundle_id: BundleId | None = None
+    self_test_error: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+
+
+class Approval(Message, frozen=True, tag="approval"):
+    """It would; `clock_s` is the server's time in seconds since 1970."""
+
+    software: ShortText
+    clock_s: Annotated[float, Meta(ge=0, le=1e12)]
+
+
+AnyMessage = (
+    Hello | Welcome | Refusal | ActivationBatch | Ack | Finished | FinishNoted | Ping | Pong | Inquiry | Approval
+)

@@ -1,4 +1,4 @@
-"""Who made a bundle: Ed25519 signatures and trust lists. The one door to PyNaCl; import it only where an extra brings pynacl.
+"""Who made a bundle: Ed25519 signatures and trust lists. A door to PyNaCl; import it only where an extra brings pynacl.
 
 A signature is over `SIGNED_PREFIX` and the manifest's canonical bytes. The manifest holds the hash of every other file, so
 the signature covers the bundle; the prefix keeps it from meaning anything else. Keys are text files of one line,
@@ -7,8 +7,6 @@ a name and 64 hexadecimal digits; a trust list is one or more public keys in a f
 
 from __future__ import annotations
 
-import hashlib
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -19,17 +17,18 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey as NaclSigningKey
 from nacl.signing import VerifyKey
 
-from sf_contract import limits
+from sf_contract import key_files, limits
 from sf_contract.bundle import SIGNATURE_FILE, Bundle
 from sf_contract.errors import BundleError, UntrustedBundle, UsageError
+from sf_contract.key_files import PUBLIC_KEY_SUFFIX, KeyKind, key_line
 from sf_contract.manifest import Manifest, encode_manifest
-from sf_contract.plain_files import read_plain
 
 SIGNED_PREFIX: Final = b"splitfrozen-bundle-v1\0"
 PUBLIC_KEY_NAME: Final = "splitfrozen-bundle-public-key"
 SIGNING_KEY_NAME: Final = "splitfrozen-bundle-signing-key"
-PUBLIC_KEY_SUFFIX: Final = ".pub"
-_KEY_BYTES: Final = 32
+BUNDLE_KEY: Final = KeyKind(
+    public_name=PUBLIC_KEY_NAME, secret_name=SIGNING_KEY_NAME, spoken="signing key", maker="sf-export keygen"
+)
 
 Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
@@ -52,11 +51,11 @@ class PublicKey:
     @property
     def key_id(self) -> str:
         """The first 16 hexadecimal digits of the key's SHA-256."""
-        return hashlib.sha256(self.raw).hexdigest()[:16]
+        return key_files.key_id(self.raw)
 
     def line(self) -> str:
         """The key as it stands in a file."""
-        return f"{PUBLIC_KEY_NAME} {self.raw.hex()}\n"
+        return key_line(PUBLIC_KEY_NAME, self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class SigningKey:
 
     def line(self) -> str:
         """The key as it stands in a file that nobody else may read."""
-        return f"{SIGNING_KEY_NAME} {self._seed.hex()}\n"
+        return key_line(SIGNING_KEY_NAME, self._seed)
 
     def sign(self, manifest: Manifest) -> bytes:
         """Content of the signature file; the same every time."""
@@ -193,43 +192,13 @@ def _public_key_files(folder: Path) -> list[Path]:
 
 
 def _public_keys(path: Path) -> list[PublicKey]:
-    lines = [line.strip() for line in _key_text(path).splitlines()]
-    wanted = [line for line in lines if line and not line.startswith("#")]
-    return [PublicKey(_key_of(line, PUBLIC_KEY_NAME, path)) for line in wanted]
+    return [PublicKey(raw) for raw in key_files.read_public_keys(path, BUNDLE_KEY)]
 
 
 def read_signing_key(path: Path) -> SigningKey:
     """The private key of a file that only its owner may read.
 
     Raises:
-        UsageError: it is missing, open to others, or something else.
+        UsageError: it is missing, another's, open to others, or something else.
     """
-    text = _key_text(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise UsageError(f"signing key {path} may be used by others (mode {mode:04o})", cure=f"chmod 600 {path}")
-    return SigningKey(_key_of(text.strip(), SIGNING_KEY_NAME, path))
-
-
-def _key_of(line: str, name: str, path: Path) -> bytes:
-    words = line.split()
-    if len(words) == 2 and words[0] == name and len(words[1]) == 2 * _KEY_BYTES:
-        try:
-            return bytes.fromhex(words[1])
-        except ValueError:
-            pass
-    found = next((kind for kind in (PUBLIC_KEY_NAME, SIGNING_KEY_NAME) if words[:1] == [kind] and kind != name), None)
-    raise UsageError(
-        f"{path} holds {'a ' + found if found else 'something else than a ' + name}",
-        cure="give the .pub file" if name == PUBLIC_KEY_NAME else "give the file that sf-export keygen wrote",
-    )
-
-
-def _key_text(path: Path) -> str:
-    try:
-        raw = read_plain(path, max_bytes=limits.MAX_KEY_FILE_BYTES, follow_links=True)
-    except OSError as problem:
-        raise UsageError(f"key file {path} cannot be read: {problem.strerror}", cure="check the path") from problem
-    if raw is None or not raw.isascii():
-        raise UsageError(f"{path} is not a key file", cure="give a file that sf-export keygen wrote")
-    return raw.decode("ascii")
+    return SigningKey(key_files.read_secret_key(path, BUNDLE_KEY))

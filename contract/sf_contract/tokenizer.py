@@ -30,7 +30,7 @@ class BundleTokenizer:
             self._tokenizer = Tokenizer.from_buffer(raw)
         except Exception as problem:  # the library raises bare Exception for anything it cannot parse
             raise BundleError(f"{where} is not a tokenizer: {problem}", cure="export the bundle again") from problem
-        largest = max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+        largest = _largest_own_id(self._tokenizer, vocabulary)
         if largest >= vocabulary:
             raise BundleError(
                 f"{where} has a token {largest}, but the model knows {vocabulary} tokens",
@@ -76,6 +76,18 @@ def open_tokenizer(bundle: Bundle) -> BundleTokenizer:
     if manifest.tokenizer_file.endswith(".gz"):
         raw = _unpacked(raw, where=str(bundle.tokenizer_path))
     return BundleTokenizer(raw, vocabulary=manifest.geometry.vocabulary, where=str(bundle.tokenizer_path))
+
+
+def _largest_own_id(tokenizer: Tokenizer, vocabulary: int) -> int:
+    """The largest id of the tokenizer's own words, or, where no word at all lies outside the vocabulary, the largest id.
+
+    The list of words is asked for only where it is needed: it takes 10 MB for a vocabulary of 50,000, and some of that
+    stays taken. Where the ids below the number of words are all in use, there are no others.
+    """
+    words = tokenizer.get_vocab_size(with_added_tokens=True)
+    if words <= vocabulary and all(tokenizer.id_to_token(id_) is not None for id_ in range(words)):
+        return max(words - 1, 0)
+    return max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
 
 
 def _unpacked(raw: bytes, *, where: str) -> bytes:

@@ -36,7 +36,8 @@ Action = Connect | Disconnect | Send | Settle
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What the session waits for, and since when."""
+    """What the session waits for, since when, and, where it is known, why that does not happen."""
 
     what: str
     since_s: float
+    why: str = ""

@@ -1,24 +1,32 @@
-"""The loop of `sf-edge run`: compute a row when nothing is to be read and the outbox has room, else wait on the link."""
+"""The loop of `sf-edge run`: compute a row when nothing is to be read, there is room and the governor agrees, else wait."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, assert_never
 
 from sf_contract.activations import pack
-from sf_contract.errors import DataError, MalformedMessage, RefusedByServer, ServerUnreachable
+from sf_contract.errors import (
+    DataError,
+    MalformedMessage,
+    NotAuthorised,
+    RefusedByServer,
+    ServerUnreachable,
+    WrongServerKey,
+)
 from sf_contract.frames import decode, encode
 from sf_contract.messages import Finished
 from sf_edge.actions import Action, Connect, Disconnect, Send, Settle, Wait
+from sf_edge.clock import Clock
 from sf_edge.interrupts import Interrupts
 from sf_edge.link import Link
+from sf_edge.memory import IdleMemory
 from sf_edge.outbox import Outbox
+from sf_edge.pace import Pace
 from sf_edge.producer import NotFinite, Produced, Producer, Unusable
 from sf_edge.progress import ProgressLine, Say, SkipNotices, WaitNotices, readable_bytes
 from sf_edge.session import BATCH_SAMPLES, Session, State
-from sf_edge.sources import RowSource, Taken
+from sf_edge.sources import Source, Taken
 
 COMMIT_ROWS: Final = 8
 COMMIT_AFTER_S: Final = 0.5
@@ -29,33 +37,26 @@ LONGEST_REASON: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """Where the loop gets its times from, in seconds: a monotonic clock and the process's CPU time."""
-
-    now_s: Callable[[], float]
-    cpu_s: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
     """What the loop works with.
 
     Attributes:
         bundle_id: the bundle that makes and describes the samples.
         device: this device's name.
-        data: the data file, for messages.
+        data: what the rows are read from, for messages.
         largest_sample_bytes: payload bytes a sample may have; the outbox must have room for it before a row is computed.
     """
 
     bundle_id: str
     device: str
-    data: Path
+    data: str
     largest_sample_bytes: int
-    source: RowSource
+    source: Source
     producer: Producer
     outbox: Outbox
     session: Session
     link: Link
+    pace: Pace
 
 
 class EdgeLoop:
@@ -67,18 +68,21 @@ class EdgeLoop:
         self._outbox = work.outbox
         self._session = work.session
         self._link = work.link
+        self._pace = work.pace
         self._clock = clock
         self._say = say
         self._totals = _Totals(work, clock)
+        self._held: Taken | None = None
         self._uncommitted_rows = 0
         self._uncommitted_since_s = 0.0
         self._full_since_s: float | None = None
         self._idle_since_s: float | None = None
-        self._skips = SkipNotices(say, where=str(work.data))
+        self._skips = SkipNotices(say, where=work.data)
         self._progress = ProgressLine(say, device=work.device, now_s=clock.now_s())
         self._server_notices = WaitNotices(say)
         self._room_notices = WaitNotices(say)
         self._idle_notices = WaitNotices(say, every_s=IDLE_NOTICE_INTERVAL_S)
+        self._memory = IdleMemory()
 
     def run(self, interrupts: Interrupts) -> None:
         """Work until everything is acknowledged and noted, or a signal came; what was computed is then committed.
@@ -88,11 +92,12 @@ class EdgeLoop:
             DiskFull: no room for the outbox; what was committed is safe.
             RefusedByServer: the server said no for good.
             ServerUnreachable: nobody answered for too long.
+            NotAuthorised, WrongServerKey: the same, and why is known.
         """
         try:
             while interrupts.received is None and self._session.state is not State.FINISHED:
                 self._turn(interrupts.wake_descriptor)
-        except (DataError, RefusedByServer, ServerUnreachable):
+        except (DataError, NotAuthorised, RefusedByServer, ServerUnreachable, WrongServerKey):
             self._commit()
             raise
         finally:
@@ -101,17 +106,21 @@ class EdgeLoop:
 
     def _turn(self, wake_descriptor: int | None) -> None:
         self._receive()
-        now_s = self._clock.now_s()
-        self._perform(self._session.tick(now_s, waiting_samples=self._outbox.waiting_samples))
+        self._pace.look()
+        now_s, waiting_samples = self._clock.now_s(), self._outbox.waiting_samples
+        self._perform(self._session.tick(now_s, waiting_samples=waiting_samples, activity=self._pace.activity()))
         has_computed = self._compute_row()
-        self._commit_if_due(is_idle=not has_computed)
+        self._commit_if_due(is_idle=not has_computed and not self._is_resting)
         has_sent = self._send_batch()
         self._finish_if_done()
         self._tell()
         if not has_computed and not has_sent and self._session.state is not State.FINISHED:
-            self._link.wait(self._wait_s(), wake_descriptor=wake_descriptor)
+            self._link.wait(self._wait_s(), wake_descriptors=self._wake_descriptors(wake_descriptor))
 
     def _receive(self) -> None:
+        for event in self._link.events():
+            waiting_samples = self._outbox.waiting_samples
+            self._perform(self._session.link_changed(event, self._clock.now_s(), waiting_samples=waiting_samples))
         for _ in range(MESSAGES_PER_TURN):
             frames = self._link.receive()
             if frames is None:
@@ -143,16 +152,22 @@ class EdgeLoop:
                     assert_never(action)
 
     def _compute_row(self) -> bool:
-        """Take one row and compute its sample; False when there is no row or no room."""
+        """Take one row and compute its sample; False when there is no row, no room, or the governor holds the row back.
+
+        A row that is held back was taken all the same: only so a paused device learns that its file is at its end.
+        """
         if not self._outbox.has_room(self._work.largest_sample_bytes):
             self._full_since_s = self._earlier(self._full_since_s)
             return False
         self._full_since_s = None
-        taken = self._source.take()
-        if taken is None:
+        self._held = self._held or self._source.take()
+        if self._held is None:
             self._idle_since_s = self._earlier(self._idle_since_s)
             return False
         self._idle_since_s = None
+        if not self._pace.may_compute():
+            return False
+        taken, self._held = self._held, None
         self._add(taken)
         return True
 
@@ -185,7 +200,7 @@ class EdgeLoop:
 
     def _skip(self, taken: Taken, reason: str) -> None:
         self._outbox.counters.skipped += 1
-        self._skips.note(taken.row.line, reason[:LONGEST_REASON])
+        self._skips.note(taken.row.line, reason[:LONGEST_REASON], where=taken.where)
 
     def _commit_if_due(self, *, is_idle: bool) -> None:
         age_s = self._clock.now_s() - self._uncommitted_since_s
@@ -220,13 +235,13 @@ class EdgeLoop:
         return True
 
     def _finish_if_done(self) -> None:
-        if not self._source.exhausted:
+        if not self._source.exhausted or self._held is not None:
             return
         counters = self._outbox.counters
         if counters.samples == 0:
             raise DataError(
                 f"{self._work.data} holds nothing usable: all {counters.rows} rows were skipped",
-                cure="correct the rows named above and start again",
+                cure=f"{self._work.producer.cure} and start again",
             )
         if self._outbox.waiting_samples == 0:
             totals = Finished(samples=counters.samples, rejected=counters.rejected, skipped_rows=counters.skipped)
@@ -239,12 +254,29 @@ class EdgeLoop:
         self._server_notices.note(self._session.wait(), now_s)
         room = f"room in the outbox, which holds {readable_bytes(self._outbox.waiting_bytes)}"
         self._room_notices.note(_wait(room, self._full_since_s), now_s)
+        self._pace.tell(has_work=self._held is not None and self._full_since_s is None)
+        self._memory.look(self._idle_since_s, now_s)
         if not self._source.exhausted:
-            self._idle_notices.note(_wait(f"new lines in {self._work.data}", self._idle_since_s), now_s)
+            self._idle_notices.note(_wait(self._source.waits_for, self._idle_since_s), now_s)
+
+    def _wake_descriptors(self, interrupts: int | None) -> list[int]:
+        """The source's own one only while a row is missing: what nobody reads stays readable, and would end every wait."""
+        lacks_row = self._full_since_s is None and self._held is None and not self._source.exhausted
+        source = self._source.wake_descriptor if lacks_row else None
+        return [descriptor for descriptor in (interrupts, source) if descriptor is not None]
+
+    @property
+    def _is_resting(self) -> bool:
+        """True between two rows of a device that may only use a share of its processor: no time to sync the disk."""
+        return self._held is not None and self._pace.is_resting
 
     def _wait_s(self) -> float:
         due_s = self._session.next_tick_s()
-        if not self._source.exhausted and self._full_since_s is None:
+        if self._is_resting and self._uncommitted_rows > 0 and self._outbox.counters.samples > 0:
+            due_s = min(due_s, self._uncommitted_since_s + COMMIT_AFTER_S)
+        if self._full_since_s is None and self._held is not None:
+            due_s = min(due_s, self._pace.due_s)
+        elif self._full_since_s is None and not self._source.exhausted:
             due_s = min(due_s, self._source.next_look_s)
         return min(due_s - self._clock.now_s(), LONGEST_WAIT_S)
 

@@ -1,49 +1,31 @@
-"""The device's durable queue, and the one door to SQLite.
+"""The device's durable queue.
 
-A sample, its ordinal and the position in the data file change in one transaction, synced to the disk before it counts;
+A sample, its ordinal and the position in its source change in one transaction, synced to the disk before it counts;
 so whenever the process dies, no row is skipped and none is taken twice. Only committed samples are ever offered.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from sf_contract.activations import TARGET_DTYPE, EncodedSample
 from sf_contract.codec import EncodedRows, WireCodec, row_columns, row_dtype, scale_dtype
-from sf_contract.errors import DiskFull, MismatchError, StoreError
+from sf_contract.errors import MismatchError
 from sf_contract.messages import AlreadyStored, Rejected, Role, Stored, Verdict
 from sf_edge.counters import Counters
 from sf_edge.folder_lock import FolderLock
+from sf_edge.outbox_file import OutboxFile
+from sf_edge.outbox_place import find_outbox
 from sf_edge.outbox_records import Offer, OutboxStatus, Owner, SetAside
 from sf_edge.sources import SourcePosition
-
-DATABASE_FILE: Final = "outbox.sqlite3"
-FORMAT_VERSION: Final = 1
-
-_SCHEMA: Final = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE state (
-    one INTEGER PRIMARY KEY CHECK (one = 1), outbox TEXT NOT NULL, bundle_id TEXT NOT NULL, device TEXT NOT NULL,
-    codec TEXT NOT NULL, hidden INTEGER NOT NULL, next_ordinal INTEGER NOT NULL,
-    unsent_from INTEGER NOT NULL, line INTEGER NOT NULL, digest TEXT NOT NULL, counters BLOB NOT NULL
-) STRICT;
-CREATE TABLE samples (
-    ordinal INTEGER PRIMARY KEY, line INTEGER NOT NULL, role TEXT NOT NULL, label INTEGER, tokens INTEGER NOT NULL,
-    nbytes INTEGER NOT NULL, row_data BLOB NOT NULL, scale_data BLOB NOT NULL, target_data BLOB
-) STRICT;
-CREATE TABLE set_aside (
-    id INTEGER PRIMARY KEY, ordinal INTEGER, line INTEGER NOT NULL, code TEXT NOT NULL, detail TEXT NOT NULL
-) STRICT;
-PRAGMA user_version = {FORMAT_VERSION};
-"""
 
 
 class Outbox:
@@ -53,6 +35,9 @@ class Outbox:
         folder: made when missing, readable by its owner only.
         owner: must be the one the outbox was made with.
         max_bytes: payload bytes `has_room` lets it grow to.
+
+    Attributes:
+        positions: how far each source was taken, by its name.
 
     Raises:
         AlreadyRunning: another process has it open.
@@ -66,11 +51,12 @@ class Outbox:
         self._owner = owner
         self._folder = folder
         self._unsent_from = 0
+        self._source_ids: dict[str, int] = {}
+        self._moved: set[str] = set()
         with contextlib.ExitStack() as undo:
             undo.enter_context(FolderLock(folder))
-            with _translated(folder):
-                self._connection = undo.enter_context(contextlib.closing(_connect(folder / DATABASE_FILE)))
-                self._load()
+            self._file = undo.enter_context(contextlib.closing(OutboxFile(folder)))
+            self._load()
             self._opened = undo.pop_all()
 
     def __enter__(self) -> Outbox:
@@ -86,7 +72,11 @@ class Outbox:
     @property
     def is_changed(self) -> bool:
         """True when there is something to commit."""
-        return self._connection.in_transaction
+        return self._file.is_changed
+
+    def position_of(self, source: str) -> SourcePosition:
+        """How far a source was taken."""
+        return self.positions.get(source, SourcePosition(source=source))
 
     def has_room(self, nbytes: int) -> bool:
         """True when a sample of this size may be added; an empty outbox takes one of any size."""
@@ -98,28 +88,45 @@ class Outbox:
         rows = sample.rows.rows.tobytes()
         scales = sample.rows.scales.astype(scale_dtype(sample.rows.codec)).tobytes()
         values = (
-            sample.ordinal, position.line, sample.role.value, sample.label, sample.rows.tokens,
-            sample.nbytes, rows, scales, targets,
+            sample.ordinal, self._source_id(position.source), position.line, sample.role.value, sample.label,
+            sample.rows.tokens, sample.nbytes, rows, scales, targets,
         )  # fmt: skip
-        self._write("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._file.write("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         self.next_ordinal = sample.ordinal + 1
-        self.position = position
+        self._note_position(position)
         self.waiting_samples += 1
         self.waiting_bytes += sample.nbytes
 
     def skip(self, position: SourcePosition) -> None:
         """Note that the row that ends at `position` gave no sample."""
-        self._begin()
-        self.position = position
+        self._file.begin()
+        self._note_position(position)
 
     def set_row_aside(self, position: SourcePosition, *, code: str, detail: str) -> None:
         """Like `skip`, and `status` will show the reason."""
         self.skip(position)
-        self._write("INSERT INTO set_aside VALUES (NULL, NULL, ?, ?, ?)", (position.line, code, detail))
+        values = (self._source_id(position.source), position.line, code, detail)
+        self._file.write("INSERT INTO set_aside VALUES (NULL, NULL, ?, ?, ?, ?)", values)
+
+    def move_sources(self, moves: Mapping[str, str]) -> None:
+        """Note that sources have other names now, earlier to present; what they were taken up to stays."""
+        found = {
+            present: self.positions.pop(earlier) for earlier, present in moves.items() if earlier in self.positions
+        }
+        ids = {
+            present: self._source_ids.pop(earlier) for earlier, present in moves.items() if earlier in self._source_ids
+        }
+        for source_id in ids.values():  # a name may be free only once its owner has moved on
+            self._file.write("UPDATE sources SET name = '/' || id WHERE id = ?", (source_id,))
+        for present, source_id in ids.items():
+            self._file.write("UPDATE sources SET name = ? WHERE id = ?", (present, source_id))
+        self._source_ids.update(ids)
+        for present, position in found.items():
+            self._note_position(dataclasses.replace(position, source=present))
 
     def offers(self, *, after: int, limit: int) -> list[Offer]:
         """Committed samples with an ordinal above `after`, oldest first."""
-        found = self._read(
+        found = self._file.read(
             "SELECT ordinal, nbytes FROM samples WHERE ordinal > ? AND ordinal < ? ORDER BY ordinal LIMIT ?",
             (after, self._committed_ordinals, limit),
         )
@@ -127,7 +134,7 @@ class Outbox:
 
     def load(self, ordinals: Sequence[int]) -> list[EncodedSample]:
         """The samples with these ordinals, those that are still there, in ascending order."""
-        found = self._read(
+        found = self._file.read(
             "SELECT ordinal, role, label, tokens, row_data, scale_data, target_data FROM samples"
             f" WHERE ordinal IN ({', '.join('?' * len(ordinals))}) ORDER BY ordinal",
             tuple(ordinals),
@@ -136,7 +143,7 @@ class Outbox:
 
     def mark_sent(self, ordinals: Sequence[int]) -> int:
         """Note that samples are about to be sent, oldest first as always; how many of them for the first time."""
-        self._begin()
+        self._file.begin()
         first_times = sum(ordinal >= self._unsent_from for ordinal in ordinals)
         self._unsent_from = max(self._unsent_from, *(ordinal + 1 for ordinal in ordinals))
         return first_times
@@ -144,49 +151,48 @@ class Outbox:
     def settle(self, verdicts: Sequence[Verdict]) -> int:
         """Forget what the server stored and set aside what it rejected; how many samples that settled.
 
-        Verdicts on ordinals the outbox does not hold (any more) are ignored. Counts them in `counters`.
+        Verdicts on ordinals the outbox does not hold (any more), or has never sent, are ignored. Counts them in `counters`.
         """
         return sum(self._settle_one(verdict) for verdict in verdicts)
 
     def commit(self) -> None:
         """Make everything since the last commit durable, with the counters."""
-        self._begin()
-        counters, position = msgspec.json.encode(self.counters), self.position
-        state = (self.next_ordinal, self._unsent_from, position.line, position.digest, counters)
-        self._write("UPDATE state SET next_ordinal = ?, unsent_from = ?, line = ?, digest = ?, counters = ?", state)
-        with _translated(self._folder):
-            self._connection.execute("COMMIT")
+        for name in sorted(self._moved):
+            position = self.positions[name]
+            self._file.write(
+                "UPDATE sources SET line = ?, nbytes = ?, digest = ? WHERE id = ?",
+                (position.line, position.nbytes, position.digest, self._source_id(name)),
+            )
+        state = (self.next_ordinal, self._unsent_from, msgspec.json.encode(self.counters))
+        self._file.write("UPDATE state SET next_ordinal = ?, unsent_from = ?, counters = ?", state)
+        self._file.commit()
+        self._moved.clear()
         self._committed_ordinals = self.next_ordinal
 
     def status(self) -> OutboxStatus:
         """What the outbox holds."""
-        return _read_status(self._connection)
+        return _read_status(self._file)
 
     def _load(self) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
+        if self._file.is_new:
             self._create()
-        elif version != FORMAT_VERSION:
-            raise StoreError(
-                f"{self._folder} has outbox format {version}; this program reads {FORMAT_VERSION}",
-                cure="give --outbox a new folder, or use the SplitFrozen version that made it",
-            )
         status = self.status()
-        _check_owner(self._folder, found=status.owner, expected=self._owner)
+        check_owner(self._folder, found=status.owner, expected=self._owner)
         self.outbox_id = status.outbox_id
-        self.position = status.position
+        self.positions = {position.source: position for position in status.positions}
+        self._source_ids = dict(self._file.read("SELECT name, id FROM sources"))
         self.counters = status.counters
         self.waiting_samples = status.waiting_samples
         self.waiting_bytes = status.waiting_bytes
-        row = self._connection.execute("SELECT next_ordinal, unsent_from FROM state").fetchone()
+        row = self._file.read("SELECT next_ordinal, unsent_from FROM state")[0]
         self.next_ordinal, self._unsent_from = int(row[0]), int(row[1])
         self._committed_ordinals = self.next_ordinal
 
     def _create(self) -> None:
         owner = self._owner
-        self._connection.executescript(_SCHEMA)
-        self._connection.execute(
-            "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, 0, 0, 0, '', ?)",
+        self._file.make_tables()
+        self._file.write(
+            "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, 0, 0, ?)",
             (
                 secrets.token_hex(16),
                 owner.bundle_id,
@@ -196,20 +202,31 @@ class Outbox:
                 msgspec.json.encode(Counters()),
             ),
         )
-        self._connection.execute("COMMIT")
+        self._file.commit()
+
+    def _note_position(self, position: SourcePosition) -> None:
+        self._source_id(position.source)
+        self.positions[position.source] = position
+        self._moved.add(position.source)
+
+    def _source_id(self, name: str) -> int:
+        if name not in self._source_ids:
+            self._source_ids[name] = self._file.write("INSERT INTO sources VALUES (NULL, ?, 0, 0, '')", (name,))
+        return self._source_ids[name]
 
     def _settle_one(self, verdict: Verdict) -> int:
-        found = self._read("SELECT nbytes, line FROM samples WHERE ordinal = ?", (verdict.ordinal,))
-        if not found:
+        found = self._file.read("SELECT nbytes, source, line FROM samples WHERE ordinal = ?", (verdict.ordinal,))
+        if not found or verdict.ordinal >= self._unsent_from:
             return 0
-        nbytes, line = found[0]
+        nbytes, source, line = found[0]
         match verdict:
             case Stored() | AlreadyStored():
                 self.counters.acknowledged += 1
             case Rejected(ordinal=ordinal, code=code, detail=detail):
-                self._write("INSERT INTO set_aside VALUES (NULL, ?, ?, ?, ?)", (ordinal, line, code.value, detail))
+                values = (ordinal, source, line, code.value, detail)
+                self._file.write("INSERT INTO set_aside VALUES (NULL, ?, ?, ?, ?, ?)", values)
                 self.counters.rejected += 1
-        self._write("DELETE FROM samples WHERE ordinal = ?", (verdict.ordinal,))
+        self._file.write("DELETE FROM samples WHERE ordinal = ?", (verdict.ordinal,))
         self.waiting_samples -= 1
         self.waiting_bytes -= nbytes
         return 1
@@ -223,58 +240,34 @@ class Outbox:
         encoded = EncodedRows(codec=codec, rows=rows, scales=scales)
         return EncodedSample(ordinal=ordinal, role=Role(role), rows=encoded, label=label, targets=targets)
 
-    def _begin(self) -> None:
-        if not self._connection.in_transaction:
-            with _translated(self._folder):
-                self._connection.execute("BEGIN IMMEDIATE")
-
-    def _write(self, statement: str, values: tuple[object, ...]) -> int:
-        self._begin()
-        with _translated(self._folder):
-            return self._connection.execute(statement, values).rowcount
-
-    def _read(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        with _translated(self._folder):
-            return self._connection.execute(statement, values).fetchall()
-
 
 def read_outbox_status(folder: Path) -> OutboxStatus:
-    """What the outbox in a folder holds, without disturbing a process that uses it.
+    """What an outbox holds, without disturbing a process that uses it.
+
+    Args:
+        folder: the outbox, or a folder that holds one.
 
     Raises:
-        StoreError: there is no outbox, or it cannot be read.
+        StoreError: there is no outbox or more than one, or it cannot be read.
     """
-    database = folder / DATABASE_FILE
-    if not database.is_file():
-        raise StoreError(f"no outbox in {folder}", cure="give the folder that sf-edge run named")
-    with _translated(folder), contextlib.closing(_connect(database, read_only=True)) as connection:
-        connection.execute("BEGIN")
-        return _read_status(connection)
+    with contextlib.closing(OutboxFile(find_outbox(folder), read_only=True)) as file:
+        file.read("BEGIN")
+        return _read_status(file)
 
 
-def _connect(database: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    mode = "ro" if read_only else "rwc"
-    uri = f"{database.resolve().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
-    if not read_only:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = FAST")
-    return connection
-
-
-def _read_status(connection: sqlite3.Connection) -> OutboxStatus:
-    outbox_id, bundle_id, device, codec, hidden, line, digest, counters = connection.execute(
-        "SELECT outbox, bundle_id, device, codec, hidden, line, digest, counters FROM state"
-    ).fetchone()
-    waiting_samples, waiting_bytes = connection.execute(
-        "SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM samples"
-    ).fetchone()
-    set_aside = connection.execute("SELECT ordinal, line, code, detail FROM set_aside ORDER BY id").fetchall()
+def _read_status(file: OutboxFile) -> OutboxStatus:
+    outbox_id, bundle_id, device, codec, hidden, counters = file.read(
+        "SELECT outbox, bundle_id, device, codec, hidden, counters FROM state"
+    )[0]
+    waiting_samples, waiting_bytes = file.read("SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM samples")[0]
+    positions = file.read("SELECT line, digest, nbytes, name FROM sources ORDER BY name")
+    set_aside = file.read(
+        "SELECT ordinal, line, code, detail, (SELECT name FROM sources WHERE id = source) FROM set_aside ORDER BY id"
+    )
     return OutboxStatus(
         outbox_id=outbox_id,
         owner=Owner(bundle_id=bundle_id, device=device, codec=WireCodec(codec), hidden=hidden),
-        position=SourcePosition(line=line, digest=digest),
+        positions=[SourcePosition(*values) for values in positions],
         counters=msgspec.json.decode(counters, type=Counters),
         waiting_samples=waiting_samples,
         waiting_bytes=waiting_bytes,
@@ -282,7 +275,12 @@ def _read_status(connection: sqlite3.Connection) -> OutboxStatus:
     )
 
 
-def _check_owner(folder: Path, *, found: Owner, expected: Owner) -> None:
+def check_owner(folder: Path, *, found: Owner, expected: Owner) -> None:
+    """Refuse an outbox that belongs to another bundle or device.
+
+    Raises:
+        MismatchError: saying to which.
+    """
     if found.bundle_id != expected.bundle_id:
         raise MismatchError(
             f"the outbox in {folder} belongs to bundle {found.bundle_id[:12]}..., not to {expected.bundle_id[:12]}...",
@@ -293,19 +291,3 @@ def _check_owner(folder: Path, *, found: Owner, expected: Owner) -> None:
             f"the outbox in {folder} belongs to device {found.device!r}, not to {expected.device!r}",
             cure=f"give --outbox a new folder, or --device {found.device}",
         )
-
-
-@contextlib.contextmanager
-def _translated(folder: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as problem:
-        if getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise DiskFull(
-                f"no room left for the outbox in {folder}; everything committed so far is safe",
-                cure="free some space and start again; it resumes where it stopped",
-            ) from problem
-        raise StoreError(
-            f"the outbox in {folder} cannot be used: {problem}", cure="check the disk, or give --outbox a new folder"
-        ) from problem

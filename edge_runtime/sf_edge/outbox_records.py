@@ -29,21 +29,22 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A row or sample that will not be sent again: the line of the data file it came from, and why."""
+    """A row or sample that will not be sent again: the file and line it came from, and why."""
 
     ordinal: int | None
     line: int
     code: str
     detail: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatus:
-    """What an outbox holds."""
+    """What an outbox holds. `positions` has one entry for every file or pipe that rows were taken from."""
 
     outbox_id: str
     owner: Owner
-    position: SourcePosition
+    positions: list[SourcePosition]
     counters: Counters
     waiting_samples: int
     waiting_bytes: int

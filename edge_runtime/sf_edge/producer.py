@@ -11,10 +11,11 @@ from sf_contract.activations import TARGET_DTYPE, EncodedSample
 from sf_contract.codec import EncodedRows, bytes_per_token, row_bytes
 from sf_contract.errors import UsageError
 from sf_contract.limits import MAX_BUFFER_BYTES
-from sf_contract.manifest import Manifest, TaskSpec
+from sf_contract.manifest import Manifest, Task, TaskSpec
 from sf_contract.messages import Role
 from sf_contract.records import BadRow, Record, Row
-from sf_contract.samples import TextTokenizer, UnusableRecord, fill_template, tokenize
+from sf_contract.samples import LABEL_COLUMN, TextTokenizer, UnusableRecord, fill_template, tokenize
+from sf_edge.sources.reading_rules import labels_text
 
 _HASH_VALUES: Final = 2.0**64
 
@@ -71,25 +72,46 @@ class Producer:
         spec: task, template and labels.
         max_tokens: longer texts are cut.
         policy: decides the role.
+        label: the label of rows that have none; None skips them.
     """
 
     def __init__(
-        self, *, spec: TaskSpec, tokenizer: TextTokenizer, front_end: RowsRunner, max_tokens: int, policy: RolePolicy
+        self,
+        *,
+        spec: TaskSpec,
+        tokenizer: TextTokenizer,
+        front_end: RowsRunner,
+        max_tokens: int,
+        policy: RolePolicy,
+        label: str | None = None,
     ) -> None:
         self._spec = spec
         self._tokenizer = tokenizer
         self._front_end = front_end
         self._max_tokens = max_tokens
         self._policy = policy
+        self._label = label
+
+    @property
+    def cure(self) -> str:
+        """What to do when no row gave a sample."""
+        if self._spec.task is Task.CAUSAL_LM:
+            return "correct the rows named above"
+        return f"correct the rows named above (the bundle's labels are {labels_text(self._spec.labels)})"
 
     def produce(self, row: Row | BadRow, *, ordinal: int) -> Produced | Unusable | NotFinite:
         """The sample of a row, numbered `ordinal`; one forward pass unless the row is unusable."""
         if isinstance(row, BadRow):
             return Unusable(row.reason)
         try:
-            return self._compute(row.record, ordinal)
+            return self._compute(self._with_label(row.record), ordinal)
         except UnusableRecord as problem:
             return Unusable(str(problem))
+
+    def _with_label(self, record: Record) -> Record:
+        if self._label is None or record.get(LABEL_COLUMN, "").strip():
+            return record
+        return {**record, LABEL_COLUMN: self._label}
 
     def _compute(self, record: Record, ordinal: int) -> Produced | NotFinite:
         tokenized = tokenize(record, self._spec, self._tokenizer, max_tokens=self._max_tokens)

@@ -24,11 +24,13 @@ class WaitNotices:
     Args:
         say: prints a line.
         every_s: seconds between two lines about the same wait.
+        opening: how a line begins.
     """
 
-    def __init__(self, say: Say, *, every_s: float = WAIT_NOTICE_INTERVAL_S) -> None:
+    def __init__(self, say: Say, *, every_s: float = WAIT_NOTICE_INTERVAL_S, opening: str = "waiting for ") -> None:
         self._say = say
         self._every_s = every_s
+        self._opening = opening
         self._last_s = float("-inf")
 
     def note(self, wait: Wait | None, now_s: float) -> None:
@@ -38,7 +40,8 @@ class WaitNotices:
         is_new = wait.since_s > self._last_s
         if is_new or now_s - self._last_s >= self._every_s:
             self._last_s = now_s
-            self._say(f"waiting for {wait.what} since {now_s - wait.since_s:.0f} s")
+            why = f": {wait.why}" if wait.why else ""
+            self._say(f"{self._opening}{wait.what} since {now_s - wait.since_s:.0f} s{why}")
 
 
 class SkipNotices:
@@ -49,11 +52,11 @@ class SkipNotices:
         self._where = where
         self._skipped = 0
 
-    def note(self, line: int, reason: str) -> None:
-        """A row was skipped."""
+    def note(self, line: int, reason: str, *, where: str | None = None) -> None:
+        """A row was skipped, of `where` when that is one of several files."""
         self._skipped += 1
         if self._skipped <= SKIPS_SHOWN:
-            self._say(f"{self._where}, line {line} skipped: {reason}")
+            self._say(f"{where or self._where}, line {line} skipped: {reason}")
 
     def close(self) -> None:
         """Say how many rows were skipped without a line of their own."""

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from sf_contract import SOFTWARE
-from sf_contract.bundle import Bundle, open_bundle
+from sf_contract.bundle import Bundle
 from sf_contract.command import print_json, say
-from sf_contract.errors import DataError
 from sf_contract.front_end import FrontEnd, open_front_end, run_self_test
 from sf_contract.messages import PROTOCOL_VERSION, Hello
-from sf_contract.records import read_records
-from sf_contract.signing import check_signature, read_trust_list, signature_text
-from sf_contract.tokenizer import open_tokenizer
+from sf_contract.signing import read_trust_list, signature_text
+from sf_contract.tokenizer import BundleTokenizer, open_tokenizer
+from sf_edge.activity import ActivityFile
+from sf_edge.bench_report import counted
+from sf_edge.candidates import Acceptance
+from sf_edge.choice import choose_bundle, this_place, tuned_threads
+from sf_edge.clock import SYSTEM_CLOCK, Clock
+from sf_edge.folder_lock import FolderLock
 from sf_edge.interrupts import Interrupts
 from sf_edge.link import Link
-from sf_edge.loop import Clock, EdgeLoop, Work
-from sf_edge.outbox import Outbox
+from sf_edge.link_security import open_link_keys
+from sf_edge.loop import EdgeLoop, Work
+from sf_edge.memory import give_back_memory
+from sf_edge.outbox import Outbox, read_outbox_status
+from sf_edge.outbox_place import beginning_text, outbox_folder, waiting_texts
 from sf_edge.outbox_records import OutboxStatus, Owner
+from sf_edge.pace import Pace, Senses, blind_spots, limits_of
+from sf_edge.placement import parse_cpus, place_process
+from sf_edge.probe import SystemProbe
 from sf_edge.producer import Producer, RolePolicy, largest_sample_bytes, longest_sample_tokens
 from sf_edge.progress import RunSummary, summary_text
-from sf_edge.session import Session, State, Terms
+from sf_edge.session import USUAL_TIMING, Session, State, Terms, Timing
 from sf_edge.settings import RunSettings, check_settings
-from sf_edge.sources import RowSource
+from sf_edge.sources.files import Surroundings
+from sf_edge.sources.opening import check_data, open_source
+from sf_edge.sources.reading_rules import reading_rules
 from sf_edge.status import set_aside_lines
+from sf_edge.tuning_files import default_tuning_folder
 
 EXIT_SIGNAL_BASE = 128
 
@@ -40,24 +52,24 @@ def run(settings: RunSettings) -> int:
     Raises:
         SplitFrozenError: every failure a person can act on.
     """
+    place_process(nice=settings.nice, cpus=None if settings.cpus is None else parse_cpus(settings.cpus))
     with Interrupts() as interrupts:
-        return run_until(settings, interrupts, clock=Clock(now_s=time.monotonic, cpu_s=time.process_time))
+        return run_until(settings, interrupts, clock=SYSTEM_CLOCK)
 
 
-def run_until(settings: RunSettings, interrupts: Interrupts, *, clock: Clock) -> int:
-    """Like `run`, with the signals and clocks as parameters."""
+def run_until(settings: RunSettings, interrupts: Interrupts, *, clock: Clock, timing: Timing = USUAL_TIMING) -> int:
+    """Like `run`, with the signals, the clocks and the patience as parameters."""
     started_s = clock.now_s()
     check_settings(settings)
-    data = Path(settings.data).expanduser()
-    _check_readable(data, watch=settings.watch)
+    keys = open_link_keys(settings.link_choice())
+    check_data(settings.data_choice())
     bundle = _accepted_bundle(settings)
-    folder = settings.outbox_folder(bundle.bundle_id)
+    folder = outbox_folder(settings.outbox_root(), bundle.bundle_id)
     with ExitStack() as opened:
-        outbox = opened.enter_context(
-            Outbox(folder, owner=_owner(settings, bundle), max_bytes=settings.max_outbox_bytes)
-        )
-        link = opened.enter_context(Link(settings.server))
-        work = _prepare(settings, bundle, data=data, outbox=outbox, link=link, clock=clock)
+        outbox = _open_outbox(settings, bundle, folder, opened)
+        link = opened.enter_context(Link(settings.server, keys))
+        pace = opened.enter_context(_pace(settings, folder, clock=clock))
+        work = _prepare(settings, bundle, outbox=outbox, link=link, pace=pace, clock=clock, timing=timing)
         EdgeLoop(work, clock=clock, say=say).run(interrupts)
         if interrupts.received is not None and work.session.state is not State.FINISHED:
             return _stopped(outbox, folder, interrupts.received)
@@ -67,18 +79,46 @@ def run_until(settings: RunSettings, interrupts: Interrupts, *, clock: Clock) ->
 
 def _accepted_bundle(settings: RunSettings) -> Bundle:
     trust = None if settings.trust is None else read_trust_list(Path(settings.trust).expanduser())
-    bundle = open_bundle(Path(settings.bundle).expanduser())
-    signer = check_signature(bundle, trust)
-    say(f"{settings.device}: bundle {bundle.bundle_id[:12]} is whole, signed by {signature_text(signer)}")
-    return bundle
+    chosen = choose_bundle(
+        Path(settings.bundle).expanduser(),
+        Acceptance(trust),
+        place=this_place(default_tuning_folder()),
+        say=lambda text: say(f"{settings.device}: {text}"),
+    )
+    signed_by = signature_text(chosen.candidate.signer)
+    say(f"{settings.device}: bundle {chosen.bundle.bundle_id[:12]} is whole, signed by {signed_by}")
+    return chosen.bundle
 
 
-def _check_readable(data: Path, *, watch: bool) -> None:
-    """Fail before the long work when there is nothing to read, and do not hang on a pipe."""
-    if data.exists() and not data.is_file():
-        raise DataError(f"{data} is not a plain file", cure="give a .jsonl or .csv file")
-    if next(read_records(data), None) is None and not watch:
-        raise DataError(f"{data} holds no rows", cure="give a file with one JSON object or CSV row per line")
+def _threads(settings: RunSettings, bundle_id: str) -> int:
+    """As asked for, else as `sf-edge bench --tune` found on this very machine, else one."""
+    if settings.threads is not None:
+        return settings.threads
+    tuning = tuned_threads(
+        bundle_id, this_place(default_tuning_folder()), say=lambda text: say(f"{settings.device}: {text}")
+    )
+    if tuning is None:
+        return 1
+    say(
+        f"{settings.device}: {counted(tuning.threads, 'thread')}, as sf-edge bench --tune found here "
+        f"({tuning.tokens_per_s:.0f} tokens/s); --threads overrides it"
+    )
+    return tuning.threads
+
+
+def _open_outbox(settings: RunSettings, bundle: Bundle, folder: Path, opened: ExitStack) -> Outbox:
+    """The bundle's outbox, after saying what waits in those of other bundles. A folder that was asked for by name is held as
+    a whole: two processes that were given the same one are a mistake, whichever bundles they have."""
+    root, device = settings.outbox_root(), settings.device
+    if settings.outbox is not None and root != folder:
+        opened.enter_context(FolderLock(root))
+    beginning = beginning_text(root, folder, bundle.bundle_id)
+    outbox = Outbox(folder, owner=_owner(settings, bundle), max_bytes=settings.max_outbox_bytes)
+    opened.enter_context(outbox)
+    for text in (beginning, *waiting_texts(root, read_outbox_status, besides=folder, device=device)):
+        if text is not None:
+            say(f"{device}: {text}")
+    return outbox
 
 
 def _owner(settings: RunSettings, bundle: Bundle) -> Owner:
@@ -88,28 +128,55 @@ def _owner(settings: RunSettings, bundle: Bundle) -> Owner:
     )
 
 
-def _prepare(settings: RunSettings, bundle: Bundle, *, data: Path, outbox: Outbox, link: Link, clock: Clock) -> Work:
+def _prepare(
+    settings: RunSettings,
+    bundle: Bundle,
+    *,
+    outbox: Outbox,
+    link: Link,
+    pace: Pace,
+    clock: Clock,
+    timing: Timing,
+) -> Work:
     """Load the front end, prove that it computes what the bundle says, and join the parts."""
     longest_tokens = longest_sample_tokens(bundle.manifest, settings.max_tokens)
-    front_end = open_front_end(bundle, threads=settings.threads)
+    rules = reading_rules(bundle.manifest.task, record_format=settings.format, label=settings.label)
+    around = Surroundings(clock=clock.now_s, say=say, move=outbox.move_sources)
+    source = open_source(settings.data_choice(), rules=rules, positions=outbox.positions, around=around)
+    tokenizer = open_tokenizer(bundle)
+    give_back_memory()  # before the front end needs its own room: the peak is lower
+    front_end = open_front_end(bundle, threads=_threads(settings, bundle.bundle_id))
     error = run_self_test(bundle, front_end)
+    give_back_memory()
     say(f"{settings.device}: bundle {bundle.bundle_id[:12]} passed its self-test with {error:.2%} error")
     terms = Terms(
         hello=_hello(outbox, settings.device, bundle_id=bundle.bundle_id, error=error),
         address=settings.server,
         give_up_after_s=settings.give_up_after_s,
+        timing=timing,
+        ends=link.ends,
     )
     return Work(
         bundle_id=bundle.bundle_id,
         device=settings.device,
-        data=data,
+        data=settings.data_choice().shown,
         largest_sample_bytes=largest_sample_bytes(bundle.manifest, longest_tokens),
-        source=RowSource(data, position=outbox.position, watch=settings.watch, clock=clock.now_s),
-        producer=_producer(settings, bundle, front_end=front_end, max_tokens=longest_tokens),
+        source=source,
+        producer=_producer(settings, bundle, tokenizer=tokenizer, front_end=front_end, max_tokens=longest_tokens),
         outbox=outbox,
         session=Session(terms, random=random.random, now_s=clock.now_s()),
         link=link,
+        pace=pace,
     )
+
+
+def _pace(settings: RunSettings, outbox_folder: Path, *, clock: Clock) -> Pace:
+    """The governor, after saying which of its settings have nothing to read on this machine."""
+    probe = SystemProbe()
+    for blind_spot in blind_spots(settings, probe.read()):
+        say(f"{settings.device}: {blind_spot}")
+    activity_file = ActivityFile(outbox_folder, wall_s=clock.wall_s)
+    return Pace(limits_of(settings), Senses(probe=probe, clock=clock, say=say, activity_file=activity_file))
 
 
 def _hello(outbox: Outbox, device: str, *, bundle_id: str, error: float) -> Hello:
@@ -124,13 +191,16 @@ def _hello(outbox: Outbox, device: str, *, bundle_id: str, error: float) -> Hell
     )
 
 
-def _producer(settings: RunSettings, bundle: Bundle, *, front_end: FrontEnd, max_tokens: int) -> Producer:
+def _producer(
+    settings: RunSettings, bundle: Bundle, *, tokenizer: BundleTokenizer, front_end: FrontEnd, max_tokens: int
+) -> Producer:
     return Producer(
         spec=bundle.manifest.task,
-        tokenizer=open_tokenizer(bundle),
+        tokenizer=tokenizer,
         front_end=front_end,
         max_tokens=max_tokens,
         policy=RolePolicy(role=settings.role, holdout=settings.holdout),
+        label=settings.label,
     )
 
 

@@ -5,26 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sf_contract.bundle import Bundle, check_id, open_bundle
+from sf_contract.bundle import Bundle
+from sf_contract.command import say
 from sf_contract.front_end import RUNTIME_VERSION, open_front_end, run_self_test
-from sf_contract.signing import Signer, TrustList, check_signature, signature_text
+from sf_contract.signing import Signer, TrustList, signature_text
 from sf_contract.tokenizer import open_tokenizer
+from sf_edge.candidates import Acceptance, LeftOut
+from sf_edge.choice import choose_bundle, this_place
+from sf_edge.tuning_files import default_tuning_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A bundle that passed, who signed it, and the mean relative error of this machine's rows on its test vectors."""
+    """A bundle that passed.
+
+    Attributes:
+        signer: who signed it; None when nobody did.
+        self_test_error: mean relative error of this machine's rows on its test vectors.
+        reason: why this one of several quantizations; None where there was only one bundle.
+        left_out: the others that cannot be used.
+    """
 
     bundle: Bundle
     signer: Signer | None
     self_test_error: float
+    reason: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def verify_bundle(folder: Path, *, trust: TrustList | None = None, wanted_id: str | None = None) -> Verification:
-    """Check files, signature, tokenizer, graph and self-test.
+    """Check files, signature, tokenizer, graph and self-test, of several quantizations those of the one `sf-edge run` takes.
 
     Args:
-        folder: the bundle.
+        folder: the bundle, or a folder with several quantizations of one front end.
         trust: whose bundles are accepted; None accepts unsigned ones too.
         wanted_id: the one id that is accepted; None accepts any.
 
@@ -32,13 +45,19 @@ def verify_bundle(folder: Path, *, trust: TrustList | None = None, wanted_id: st
         BundleError: a file is damaged or cannot be loaded, the id is another, or the signature is of something else.
         UntrustedBundle: nobody on the trust list signed it.
         SelfTestFailed: this machine computes something else.
+        MismatchError: the bundles in the folder are of different front ends.
     """
-    bundle = open_bundle(folder)
-    check_id(bundle, wanted_id)
-    signer = check_signature(bundle, trust)
-    open_tokenizer(bundle)
-    error = run_self_test(bundle, open_front_end(bundle))
-    return Verification(bundle=bundle, signer=signer, self_test_error=error)
+    place = this_place(default_tuning_folder())
+    chosen = choose_bundle(folder, Acceptance(trust, wanted_id), place=place, say=say)
+    open_tokenizer(chosen.bundle)
+    error = run_self_test(chosen.bundle, open_front_end(chosen.bundle))
+    return Verification(
+        bundle=chosen.bundle,
+        signer=chosen.candidate.signer,
+        self_test_error=error,
+        reason=chosen.reason,
+        left_out=chosen.left_out,
+    )
 
 
 def verification_json(found: Verification) -> dict[str, object]:
@@ -57,6 +76,9 @@ def verification_json(found: Verification) -> dict[str, object]:
         "self_test_error": found.self_test_error,
         "allowed_error": manifest.self_test.max_mean_error,
         "onnxruntime": RUNTIME_VERSION,
+        "folder": str(found.bundle.folder),
+        "chosen_because": found.reason,
+        "left_out": {item.folder.name: item.problem.what for item in found.left_out},
     }
 
 

@@ -35,7 +35,16 @@ from sf_export.bundle_writer import check_target, describe_bytes, write_bundle
 from sf_export.calibration import Calibration, read_calibration
 from sf_export.checked_graph import checked_graph
 from sf_export.embedding import quantize_embedding
-from sf_export.measure import Reference, Speed, input_peaks, mean_error, measure_error, measure_speed, references_of
+from sf_export.measure import (
+    Reference,
+    Speed,
+    input_peaks,
+    mean_error,
+    measure_error,
+    measure_speed,
+    references_of,
+    rows_of,
+)
 from sf_export.model import BaseForExport, load_base
 from sf_export.quantize import GraphQuantizer, QuantizedGraph, embedding_choice, quantize_graph
 from sf_export.settings import ExportSettings, Quantize
@@ -214,9 +223,10 @@ def _export_cut(common: _Common, cut: _Cut, steps: _Steps) -> ExportResult:
     speed = _speed(common, quantizer, graph)
     front_end = quantizer.front_end(graph.exact)
     self_test_error = mean_error(front_end, cut.self_test)
-    del front, quantizer  # both hold fp32 weights; the model comes back for the next line
+    rows = rows_of(front_end, cut.reference.sequences)
+    del front, front_end, quantizer  # all hold weights; the model comes back for the next line
     error = measure_error(
-        front_end, common.base.model, cut.split_layer, reference=cut.reference, text=common.calibration.name
+        rows, common.base.model, cut.split_layer, reference=cut.reference, text=common.calibration.name
     )
     choices = graph.choices
     if settings.quantize is not Quantize.NONE:
@@ -230,8 +240,10 @@ def _export_cut(common: _Common, cut: _Cut, steps: _Steps) -> ExportResult:
 
 def _speed(common: _Common, quantizer: GraphQuantizer, graph: QuantizedGraph) -> Speed:
     sequence = common.calibration.sequences[0]
-    quantized = quantizer.front_end(graph.graph, threads=1)
-    return measure_speed(quantized, quantizer.front_end(quantizer.fp32().graph, threads=1), sequence)
+    front_end = quantizer.front_end(graph.graph, threads=1)
+    if common.settings.quantize is Quantize.NONE:
+        return measure_speed(front_end, front_end, sequence)
+    return measure_speed(front_end, quantizer.front_end(quantizer.fp32().graph, threads=1), sequence)
 
 
 def _quantizer(common: _Common, cut: _Cut, front: FrontModel) -> GraphQuantizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,8 @@ from typing import Final
 from sf_contract.bundle import SIGNATURE_FILE, open_bundle
 from sf_contract.command import ArgumentParser, print_json, say
 from sf_contract.errors import UsageError
-from sf_contract.signing import (
-    PUBLIC_KEY_SUFFIX,
-    SigningKey,
-    check_signature,
-    new_signing_key,
-    read_signing_key,
-)
+from sf_contract.key_files import KeyPairText, write_key_pair
+from sf_contract.signing import SigningKey, check_signature, new_signing_key, read_signing_key
 from sf_export.bundle_writer import sync_folder, write_file
 
 DEFAULT_KEY_FILE: Final = "~/.config/splitfrozen/bundle.key"
@@ -58,57 +52,12 @@ def keygen_command(argv: Sequence[str]) -> int:
     arguments = vars(parser.parse_args(argv))
     path = Path(arguments.get("out", DEFAULT_KEY_FILE)).expanduser()
     key = new_signing_key()
-    public_path = write_key_pair(path, key)
+    public_path = write_key_pair(path, KeyPairText(secret=key.line(), public=key.public.line()))
     if "json" in arguments:
         print_json({"key_id": key.public.key_id, "signing_key": str(path), "public_key": str(public_path)})
     else:
         print(f"key {key.public.key_id}\n  {path} signs bundles: keep it secret\n  {public_path} goes to the devices")
     return 0
-
-
-def write_key_pair(path: Path, key: SigningKey) -> Path:
-    """Write a private key that only its owner may read, and its public key; the latter's path.
-
-    Raises:
-        UsageError: one of the files exists, or cannot be written; neither is left then.
-    """
-    public_path = path.with_name(path.name + PUBLIC_KEY_SUFFIX)
-    try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, parents=True)
-    except OSError as problem:
-        raise _unwritable(path, problem) from problem
-    try:
-        _write_new(path, key.line(), mode=0o600)
-        try:
-            _write_new(public_path, key.public.line(), mode=0o644)
-        except OSError:
-            path.unlink()
-            raise
-    except FileExistsError as problem:
-        raise UsageError(
-            f"{problem.filename} exists, and a key is never overwritten", cure="give another name with --out"
-        ) from problem
-    except OSError as problem:
-        raise _unwritable(path, problem) from problem
-    return public_path
-
-
-def _unwritable(path: Path, problem: OSError) -> UsageError:
-    where = problem.filename or path
-    return UsageError(f"key file {where} cannot be written: {problem.strerror}", cure="give another --out")
-
-
-def _write_new(path: Path, text: str, *, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError:
-        path.unlink()
-        raise
 
 
 def sign_command(argv: Sequence[str]) -> int:

@@ -96,10 +96,9 @@ def mean_error(front_end: FrontEnd, reference: Reference) -> float:
 
 
 def measure_error(
-    front_end: FrontEnd, model: PreTrainedModel, split_layer: int, *, reference: Reference, text: str
+    rows: Sequence[FloatRows], model: PreTrainedModel, split_layer: int, *, reference: Reference, text: str
 ) -> MeasuredError:
-    """Error of the rows over all tokens of the text, and the prediction when the decoded rows enter the model at the cut."""
-    rows = rows_of(front_end, reference.sequences)
+    """Error of decoded rows over all tokens of the text, and the prediction when they enter the model at the cut."""
     errors = _errors(rows, reference)
     fp32 = reference.prediction
     found = None if fp32 is None else _prediction_from_rows(model, split_layer, reference.sequences, rows)

@@ -5,7 +5,7 @@ A problem of one sample gives `Rejected` for that sample and keeps the rest; a p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,12 +15,22 @@ from sf_contract.activations import NO_TARGET, EncodedSample, unpack
 from sf_contract.errors import MalformedMessage
 from sf_contract.frames import Buffer
 from sf_contract.manifest import Manifest, Task
-from sf_contract.messages import PROTOCOL_VERSION, ActivationBatch, Hello, Refusal, RefusalCode, Rejected, RejectionCode
+from sf_contract.messages import (
+    PROTOCOL_VERSION,
+    ActivationBatch,
+    Hello,
+    Inquiry,
+    Refusal,
+    RefusalCode,
+    Rejected,
+    RejectionCode,
+)
 
 LIVE_S: Final = 60.0
 """A device that was silent for so long has lost its claim to its name."""
 
 RETRY_SOON_S: Final = 1.0
+RETRY_AUTHORIZATION_S: Final = 5.0
 RETRY_WHEN_FULL_S: Final = 30.0
 _DETAIL_CHARACTERS: Final = 2048
 _SHORT_ID: Final = 12
@@ -59,28 +69,50 @@ def judge_hello(
         present: sessions of other connections that have not finished.
         now_s: the time on the clock of `present`.
     """
-    if hello.protocol != PROTOCOL_VERSION:
+    refused = (
+        _judge_protocol(hello.protocol)
+        or _judge_bundle(hello.bundle_id, hello.self_test_error, bundles)
+        or _judge_name(hello.device, hello.outbox, owner=owner, present=present, now_s=now_s)
+    )
+    return refused or Session(device=hello.device, outbox=hello.outbox, bundle_id=hello.bundle_id)
+
+
+def judge_inquiry(
+    inquiry: Inquiry,
+    *,
+    bundles: Mapping[str, Manifest],
+    owner: str | None,
+    present: Iterable[Presence],
+    now_s: float,
+) -> Refusal | None:
+    """What a `Hello` with the same in it would be refused for; None when it would be let in. Arguments as there."""
+    error = 0.0 if inquiry.self_test_error is None else inquiry.self_test_error
+    return (
+        _judge_protocol(inquiry.protocol)
+        or (None if inquiry.bundle_id is None else _judge_bundle(inquiry.bundle_id, error, bundles))
+        or _judge_name(inquiry.device, inquiry.outbox, owner=owner, present=present, now_s=now_s)
+    )
+
+
+def judge_key(names: Collection[str], *, device: str, key_id: str) -> Refusal | None:
+    """Refuse a message from a device whose key may not, or may no longer, use its name; None when it may.
+
+    Args:
+        names: what the key may be called, empty when it is not authorized.
+        device: what it calls itself.
+    """
+    if device in names:
+        return None
+    if not names:
         return refusal(
-            RefusalCode.PROTOCOL,
-            f"the device speaks protocol version {hello.protocol}, this server ({PROTOCOL_VERSION}) does not; "
-            "install the same SplitFrozen version on both ends",
+            RefusalCode.NOT_AUTHORISED,
+            f"the key {key_id} of {device} is not authorized any more; its .pub file was removed",
+            retry_after_s=RETRY_AUTHORIZATION_S,
         )
-    manifest = bundles.get(hello.bundle_id)
-    if manifest is None:
-        known = ", ".join(bundle_id[:_SHORT_ID] for bundle_id in bundles)
-        return refusal(
-            RefusalCode.BUNDLE,
-            f"the device has bundle {hello.bundle_id[:_SHORT_ID]}, this server trains for {known}; "
-            "copy the server's bundle to the device",
-        )
-    limit = manifest.self_test.max_mean_error
-    if hello.self_test_error > limit:
-        return refusal(
-            RefusalCode.SELF_TEST,
-            f"the device computes the test vectors with {hello.self_test_error:.2%} mean error, "
-            f"the bundle allows {limit:.2%}; export a bundle for its kind of processor",
-        )
-    return _judge_name(hello, owner=owner, present=present, now_s=now_s)
+    return refusal(
+        RefusalCode.KEY_NAME,
+        f"the key {key_id} may only be used by {' or '.join(sorted(names))}, and this device calls itself {device}",
+    )
 
 
 def judge_batch(
@@ -148,22 +180,53 @@ def refusal(code: RefusalCode, detail: str, *, retry_after_s: float | None = Non
     return Refusal(code=code, detail=detail[:_DETAIL_CHARACTERS], retry_after_s=retry_after_s)
 
 
-def _judge_name(hello: Hello, *, owner: str | None, present: Iterable[Presence], now_s: float) -> Session | Refusal:
-    if owner is not None and owner != hello.device:
+def _judge_protocol(version: int) -> Refusal | None:
+    if version == PROTOCOL_VERSION:
+        return None
+    return refusal(
+        RefusalCode.PROTOCOL,
+        f"the device speaks protocol version {version}, this server ({PROTOCOL_VERSION}) does not; "
+        "install the same SplitFrozen version on both ends",
+    )
+
+
+def _judge_bundle(bundle_id: str, self_test_error: float, bundles: Mapping[str, Manifest]) -> Refusal | None:
+    manifest = bundles.get(bundle_id)
+    if manifest is None:
+        known = ", ".join(known_id[:_SHORT_ID] for known_id in bundles)
+        return refusal(
+            RefusalCode.BUNDLE,
+            f"the device has bundle {bundle_id[:_SHORT_ID]}, this server trains for {known}; "
+            "copy the server's bundle to the device",
+        )
+    limit = manifest.self_test.max_mean_error
+    if self_test_error > limit:
+        return refusal(
+            RefusalCode.SELF_TEST,
+            f"the device computes the test vectors with {self_test_error:.2%} mean error, "
+            f"the bundle allows {limit:.2%}; export a bundle for its kind of processor",
+        )
+    return None
+
+
+def _judge_name(
+    device: str, outbox: str | None, *, owner: str | None, present: Iterable[Presence], now_s: float
+) -> Refusal | None:
+    if owner is not None and owner != device:
         return refusal(
             RefusalCode.DEVICE_NAME,
-            f"the outbox of {hello.device} belongs to {owner}: it was copied, or the device was renamed; "
+            f"the outbox of {device} belongs to {owner}: it was copied, or the device was renamed; "
             f"name the device {owner} again, or let it begin with a new outbox",
         )
     for other in present:
         silent_s = now_s - other.last_heard_s
-        if other.session.device == hello.device and other.session.outbox != hello.outbox and silent_s < LIVE_S:
+        if other.session.device == device and other.session.outbox != outbox and silent_s < LIVE_S:
             return refusal(
                 RefusalCode.DEVICE_NAME,
-                f"another device called {hello.device} is connected; give each device its own name",
+                f"another device called {device} is connected; give each device its own name",
                 retry_after_s=LIVE_S - max(silent_s, 0.0),
             )
-    return Session(device=hello.device, outbox=hello.outbox, bundle_id=hello.bundle_id)
+    return None
 
 
 def _find_label_fault(sample: EncodedSample, *, classes: int) -> Rejected | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from sf_contract.link_keys import LinkPublicKey
 from sf_server.admission import Presence, Session
 
 FORGET_CONNECTION_S: Final = 3600.0
@@ -14,21 +15,31 @@ FORGET_CONNECTION_S: Final = 3600.0
 
 @dataclass(slots=True)
 class Connection:
-    """One peer; `waiting_bytes` is payload that came and is not answered yet."""
+    """One peer.
+
+    Attributes:
+        key: the key that its messages come with, None in the clear.
+        waiting_bytes: payload that came and is not answered yet.
+        credit_bytes: what it was last told that it may have in flight.
+    """
 
     last_heard_s: float
+    key: LinkPublicKey | None = None
     session: Session | None = None
     finished: bool = False
     waiting_bytes: int = 0
+    credit_bytes: int = 0
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes and unusable messages of one outbox since they were last written down."""
+    """Bytes, unusable messages and the activity of one outbox since they were last written down."""
 
     bytes_in: int = 0
     bytes_out: int = 0
     malformed: int = 0
+    activity: str | None = None
+    """What the device last said holds it back; empty: nothing does; None: it said nothing."""
 
 
 class Connections:
@@ -37,9 +48,12 @@ class Connections:
     def __init__(self) -> None:
         self._by_identity: dict[bytes, Connection] = {}
 
-    def heard(self, identity: bytes, *, now_s: float) -> Connection:
-        """The connection a message came from; made when it is the first."""
-        connection = self._by_identity.setdefault(identity, Connection(last_heard_s=now_s))
+    def heard(self, identity: bytes, key: LinkPublicKey | None = None, *, now_s: float) -> Connection:
+        """The connection a message came from; made when it is the first, and anew when another key uses its identity."""
+        connection = self._by_identity.get(identity)
+        if connection is None or connection.key != key:
+            connection = Connection(last_heard_s=now_s, key=key)
+            self._by_identity[identity] = connection
         connection.last_heard_s = now_s
         return connection
 
@@ -72,9 +86,29 @@ class Connections:
         connection.finished = False
         connection.waiting_bytes = 0
 
+    def with_session(self) -> list[tuple[bytes, Connection, Session]]:
+        """Connections that have greeted."""
+        return [
+            (identity, connection, connection.session)
+            for identity, connection in self._by_identity.items()
+            if connection.session is not None
+        ]
+
+    def granted(self, identity: bytes, credit_bytes: int) -> None:
+        """Its device was told what it may have in flight."""
+        self._by_identity[identity].credit_bytes = credit_bytes
+
+    def finish(self, identity: bytes) -> None:
+        """Its device has finished."""
+        self._by_identity[identity].finished = True
+
     def end(self, identity: bytes) -> None:
         """Forget a session: the device has to greet again."""
         self._by_identity[identity].session = None
+
+    def drop(self, identity: bytes) -> None:
+        """Forget a connection that is gone, if it is known."""
+        self._by_identity.pop(identity, None)
 
     def all_answered(self) -> None:
         """Nothing is in flight any more."""

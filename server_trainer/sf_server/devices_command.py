@@ -11,7 +11,7 @@ from typing import Final
 from sf_contract.command import ArgumentParser, print_json
 from sf_server.run_folder import RunFolder
 from sf_server.store import Store
-from sf_server.stored import DeviceSummary
+from sf_server.stored import DeviceSummary, is_held_back
 
 DESCRIPTION: Final = (
     "List the devices of a run: samples, traffic, and when they were last heard. Works while the run does."
@@ -21,7 +21,8 @@ example:
   sf-server devices --run out/run
 
 "in" and "out" are bytes of whole messages from and to the device; "repeats" are samples that came again because an
-answer was lost, and were not stored again; "malformed" are messages that were none. A device has one line per outbox."""
+answer was lost, and were not stored again; "malformed" are messages that were none; "activity" is what holds the device
+back, in its own words, and how long ago it said so. A device has one line per outbox."""
 
 HEADINGS: Final = (
     "device",
@@ -35,8 +36,9 @@ HEADINGS: Final = (
     "out",
     "finished",
     "last heard",
+    "activity",
 )
-_TEXT_COLUMNS: Final = frozenset({0, 1})
+_TEXT_COLUMNS: Final = frozenset({0, 1, 11})
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -86,8 +88,13 @@ def _cells(summary: DeviceSummary, now_s: float) -> tuple[str, ...]:
         _amount(summary.bytes_in),
         _amount(summary.bytes_out),
         "yes" if summary.finished else "no",
-        f"{max(0.0, now_s - summary.last_seen_s):.0f} s ago",
+        f"{_age_s(summary.last_seen_s, now_s)} s ago",
+        f"{summary.activity} ({_age_s(summary.activity_s, now_s)} s ago)" if is_held_back(summary) else "",
     )
+
+
+def _age_s(then_s: float, now_s: float) -> int:
+    return max(0, round(now_s - then_s))
 
 
 def _amount(nbytes: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -10,14 +10,17 @@ from sf_contract import SOFTWARE
 from sf_contract.activations import EncodedSample
 from sf_contract.errors import DiskFull, MalformedMessage
 from sf_contract.frames import Buffer, Envelope, decode
+from sf_contract.link_keys import LinkPublicKey
 from sf_contract.manifest import Manifest
 from sf_contract.messages import (
     Ack,
     ActivationBatch,
     AnyMessage,
+    Approval,
     Finished,
     FinishNoted,
     Hello,
+    Inquiry,
     Ping,
     Pong,
     Refusal,
@@ -26,10 +29,20 @@ from sf_contract.messages import (
     Verdict,
     Welcome,
 )
-from sf_server.admission import RETRY_SOON_S, RETRY_WHEN_FULL_S, Session, find_fault, judge_batch, judge_hello, refusal
+from sf_server.admission import (
+    RETRY_SOON_S,
+    RETRY_WHEN_FULL_S,
+    Session,
+    find_fault,
+    judge_batch,
+    judge_hello,
+    judge_inquiry,
+    refusal,
+)
 from sf_server.connections import Connection, Connections, Traffic
+from sf_server.gate import Gate
 from sf_server.notices import Notices
-from sf_server.router import Arrival
+from sf_server.router import Arrival, Sender
 from sf_server.store import Store
 
 Say = Callable[[str], None]
@@ -65,7 +78,7 @@ class Task:
 
 
 Step = Task | Answer
-_FROM_SERVER: Final = (Welcome, Refusal, Ack, FinishNoted, Pong)
+_FROM_SERVER: Final = (Welcome, Refusal, Ack, FinishNoted, Pong, Approval)
 
 
 class Ingest:
@@ -74,18 +87,27 @@ class Ingest:
     Args:
         bundles: manifests by bundle id.
         credit_bytes: payload each device may have in flight.
+        gate: keys and rates of devices; None lets every name in, as fast as it can.
         clock: seconds since 1970.
         say: takes a line for the person watching.
     """
 
     def __init__(
-        self, *, store: Store, bundles: Mapping[str, Manifest], credit_bytes: int, clock: Clock, say: Say
+        self,
+        *,
+        store: Store,
+        bundles: Mapping[str, Manifest],
+        credit_bytes: int,
+        clock: Clock,
+        say: Say,
+        gate: Gate | None = None,
     ) -> None:
         self._store = store
         self._bundles = bundles
         self._credit_bytes = credit_bytes
         self._clock = clock
         self._notices = Notices(say)
+        self._gate = gate or Gate(self._notices)
         self._connections = Connections()
         self._traffic: dict[str, Traffic] = {}
         self._store_is_full = False
@@ -113,6 +135,36 @@ class Ingest:
             Answer(identity, refusal(RefusalCode.CLOSED, CLOSED_DETAIL)) for identity in self._connections.unfinished()
         ]
 
+    def grants(self) -> list[Answer]:
+        """New credit for devices that were told to wait because they sent too fast."""
+        if not self._gate.limits_rates:
+            return []
+        now_s = self._clock()
+        answers: list[Answer] = []
+        for identity, connection, session in self._connections.with_session():
+            if connection.credit_bytes == 0 and not connection.finished:
+                credit_bytes = self._grant(identity, session, now_s)
+                if credit_bytes > 0:
+                    answers.append(Answer(identity, Welcome(software=SOFTWARE, credit_bytes=credit_bytes)))
+        return answers
+
+    def dismissals(self) -> tuple[list[Answer], set[LinkPublicKey]]:
+        """Refusals that end the sessions of devices whose keys were withdrawn, and those keys."""
+        answers: list[Answer] = []
+        keys: set[LinkPublicKey] = set()
+        for identity, connection, session in self._connections.with_session():
+            refused = self._gate.judge_name(Sender(key=connection.key), session.device)
+            if refused is not None and connection.key is not None:
+                self._connections.end(identity)
+                answers.append(Answer(identity, refused))
+                keys.add(connection.key)
+        return answers, keys
+
+    def forget(self, gone: Iterable[bytes]) -> None:
+        """These connections do not exist any more; the names of their devices are free."""
+        for identity in gone:
+            self._connections.drop(identity)
+
     def note_sent(self, identity: bytes, nbytes: int) -> None:
         """Count an answer that was handed to the network."""
         session = self._connections.session_of(identity)
@@ -121,7 +173,9 @@ class Ingest:
 
     def flush(self) -> None:
         """Write down traffic that is not in the store yet (when it is full, later), and forget silent connections."""
-        self._connections.forget_silent(now_s=self._clock())
+        now_s = self._clock()
+        self._connections.forget_silent(now_s=now_s)
+        self._gate.forget_idle(now_s=now_s)
         if not self._traffic:
             return
         try:
@@ -132,40 +186,67 @@ class Ingest:
         self._traffic.clear()
 
     def _judge(self, arrival: Arrival, now_s: float) -> Step:
-        connection = self._connections.heard(arrival.identity, now_s=now_s)
+        connection = self._connections.heard(arrival.identity, arrival.sender.key, now_s=now_s)
         try:
-            step = self._judge_message(arrival.identity, connection, decode(arrival.frames), now_s)
+            step = self._judge_message(arrival, connection, decode(arrival.frames), now_s)
         except MalformedMessage as problem:
             step = Answer(arrival.identity, self._refuse_malformed(connection, problem))
         if connection.session is not None:
             self._traffic_of(connection.session).bytes_in += arrival.nbytes
         return step
 
-    def _judge_message(self, identity: bytes, connection: Connection, envelope: Envelope, now_s: float) -> Step:
-        message = envelope.message
+    def _judge_message(self, arrival: Arrival, connection: Connection, envelope: Envelope, now_s: float) -> Step:
+        identity, message = arrival.identity, envelope.message
         if envelope.buffers and not isinstance(message, ActivationBatch):
             raise MalformedMessage(f"{type(message).__name__} came with {len(envelope.buffers)} buffers; it has none")
         if isinstance(message, _FROM_SERVER):
             raise MalformedMessage(f"{type(message).__name__} is a message that only a server sends")
-        if self._is_closed and isinstance(message, Hello | ActivationBatch):
+        if self._is_closed and isinstance(message, Hello | Inquiry | ActivationBatch):
             return Answer(identity, refusal(RefusalCode.CLOSED, CLOSED_DETAIL))
         if isinstance(message, Hello):
-            return self._judge_hello(identity, message, now_s)
+            return self._judge_hello(arrival, message, now_s)
+        if isinstance(message, Inquiry):
+            return Answer(identity, self._judge_inquiry(arrival, message, now_s))
         session = connection.session
         if session is None:
             # After a Ping too: so a device learns early that its session was lost with a former ingest process.
             return Answer(identity, refusal(RefusalCode.HELLO_FIRST, HELLO_FIRST_DETAIL, retry_after_s=0))
+        refused = self._gate.judge_name(arrival.sender, session.device)
+        if refused is not None:
+            self._connections.end(identity)
+            return Answer(identity, refused)
+        return self._judge_work(arrival, connection, session, message, envelope.buffers)
+
+    def _judge_work(
+        self,
+        arrival: Arrival,
+        connection: Connection,
+        session: Session,
+        message: Ping | Finished | ActivationBatch,
+        buffers: tuple[Buffer, ...],
+    ) -> Step:
+        identity = arrival.identity
         match message:
-            case Ping():
+            case Ping(activity=activity):
+                self._traffic_of(session).activity = activity or ""
                 return Answer(identity, Pong())
             case Finished():
                 return Task(identity, session, message)
             case ActivationBatch():
-                return self._judge_batch(identity, connection, session, message, envelope.buffers)
+                payload_bytes = sum(buffer.nbytes for buffer in buffers)
+                early = self._gate.judge_pace(session, payload_bytes, now_s=self._clock())
+                if early is not None:
+                    return Answer(identity, early)
+                return self._judge_batch(identity, connection, session, message, buffers)
             case _:
                 assert_never(message)
 
-    def _judge_hello(self, identity: bytes, hello: Hello, now_s: float) -> Step:
+    def _judge_hello(self, arrival: Arrival, hello: Hello, now_s: float) -> Step:
+        identity = arrival.identity
+        refused = self._gate.judge_name(arrival.sender, hello.device)
+        if refused is not None:
+            self._connections.end(identity)
+            return Answer(identity, refused)
         judged = judge_hello(
             hello,
             bundles=self._bundles,
@@ -177,7 +258,19 @@ class Ingest:
             self._notices.say_once((hello.device, judged.code), f"{hello.device} is refused: {judged.detail}")
             return Answer(identity, judged)
         self._connections.begin(identity, judged)
+        self._traffic_of(judged).activity = ""  # it was said in an earlier session
         return Task(identity, judged, hello)
+
+    def _judge_inquiry(self, arrival: Arrival, inquiry: Inquiry, now_s: float) -> Approval | Refusal:
+        """What a Hello would lead to; nothing is begun, ended or written down, and a device that is connected stays so."""
+        refused = self._gate.judge_name(arrival.sender, inquiry.device) or judge_inquiry(
+            inquiry,
+            bundles=self._bundles,
+            owner=None if inquiry.outbox is None else self._store.owner(inquiry.outbox),
+            present=self._connections.present_besides(arrival.identity),
+            now_s=now_s,
+        )
+        return refused or Approval(software=SOFTWARE, clock_s=max(0.0, now_s))
 
     def _judge_batch(
         self,
@@ -202,6 +295,12 @@ class Ingest:
         connection.finished = False
         examined = tuple(find_fault(sample, manifest) or sample for sample in judged)
         return Task(identity, session, Batch(examined))
+
+    def _grant(self, identity: bytes, session: Session, now_s: float) -> int:
+        """What a device may have in flight from now on."""
+        granted = self._gate.credit_bytes(session, self._credit_bytes, now_s=now_s)
+        self._connections.granted(identity, granted)
+        return granted
 
     def _refuse_malformed(self, connection: Connection, problem: MalformedMessage) -> Refusal:
         sender = "someone who did not greet"
@@ -244,13 +343,14 @@ class Ingest:
     def _carry_out(self, task: Task, now_s: float) -> Answer:
         match task.work:
             case Hello():
-                return Answer(task.identity, self._welcome(task.session, task.work, now_s))
+                return Answer(task.identity, self._welcome(task, task.work, now_s))
             case Batch():
-                return Answer(task.identity, self._store_batch(task.session, task.work, now_s))
+                return Answer(task.identity, self._store_batch(task, task.work, now_s))
             case Finished():
                 return Answer(task.identity, self._note_finished(task, task.work, now_s))
 
-    def _welcome(self, session: Session, hello: Hello, now_s: float) -> Welcome:
+    def _welcome(self, task: Task, hello: Hello, now_s: float) -> Welcome:
+        session = task.session
         self._store.note_hello(
             device=session.device,
             outbox=session.outbox,
@@ -259,9 +359,10 @@ class Ingest:
             waiting_samples=hello.waiting_samples,
             now_s=now_s,
         )
-        return Welcome(software=SOFTWARE, credit_bytes=self._credit_bytes)
+        return Welcome(software=SOFTWARE, credit_bytes=self._grant(task.identity, session, now_s))
 
-    def _store_batch(self, session: Session, batch: Batch, now_s: float) -> Ack:
+    def _store_batch(self, task: Task, batch: Batch, now_s: float) -> Ack:
+        session = task.session
         rejected = [item for item in batch.examined if isinstance(item, Rejected)]
         usable = [item for item in batch.examined if isinstance(item, EncodedSample)]
         stored = self._store.add(
@@ -271,11 +372,11 @@ class Ingest:
             self._store.note_rejected(outbox=session.outbox, samples=len(rejected))
         in_order = iter(stored)
         verdicts: list[Verdict] = [item if isinstance(item, Rejected) else next(in_order) for item in batch.examined]
-        return Ack(verdicts=tuple(verdicts), credit_bytes=self._credit_bytes)
+        return Ack(verdicts=tuple(verdicts), credit_bytes=self._grant(task.identity, session, now_s))
 
     def _note_finished(self, task: Task, finished: Finished, now_s: float) -> FinishNoted:
         self._store.note_finished(outbox=task.session.outbox, skipped_rows=finished.skipped_rows, now_s=now_s)
-        self._connections.heard(task.identity, now_s=now_s).finished = True
+        self._connections.finish(task.identity)
         return FinishNoted()
 
     def _note_full(self, problem: DiskFull) -> None:
@@ -295,6 +396,7 @@ class Ingest:
                 bytes_in=traffic.bytes_in,
                 bytes_out=traffic.bytes_out,
                 malformed=traffic.malformed,
+                activity=traffic.activity,
                 now_s=now_s,
             )
 

@@ -22,8 +22,11 @@ from sf_contract.errors import AddressInUse, MismatchError
 from sf_contract.frames import encode
 from sf_contract.limits import MIB
 from sf_contract.manifest import Manifest
+from sf_server.authorized import AuthorizedKeys
 from sf_server.ingest import Answer, Ingest
+from sf_server.notices import Notices
 from sf_server.parent import leave_with_parent
+from sf_server.reception import Reception
 from sf_server.router import Router
 from sf_server.run_folder import IngestRecord, RunFolder, RunRecord
 from sf_server.store import Store
@@ -56,17 +59,63 @@ class Orders:
         signal.signal(signal.SIGUSR1, lambda *_: self.complete.set())
 
 
-def serve(router: Router, ingest: Ingest, *, orders: Orders) -> None:
-    """Receive, make durable, answer, until told to stop; then once more what has already arrived."""
-    _serve_until(router, ingest, lambda: orders.stop.is_set() or orders.complete.is_set())
-    if orders.complete.is_set():
-        ingest.close()
-        end_s = time.monotonic() + LAST_ANSWERS_S
-        _serve_until(router, ingest, lambda: orders.stop.is_set() or time.monotonic() >= end_s)
-    _serve_group(router, ingest, timeout_s=0)
-    if orders.complete.is_set():
-        _send(router, ingest, ingest.farewells())
-    ingest.flush()
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Socket and decisions, brought together.
+
+    Attributes:
+        authorized: who may come in, None when devices come in the clear.
+        say: takes a line for the person watching.
+    """
+
+    router: Router
+    ingest: Ingest
+    authorized: AuthorizedKeys | None
+    say: Callable[[str], None]
+
+    def serve(self, orders: Orders) -> None:
+        """Receive, make durable, answer, until told to stop; then once more what has already arrived."""
+        self._serve_until(lambda: orders.stop.is_set() or orders.complete.is_set())
+        if orders.complete.is_set():
+            self.ingest.close()
+            end_s = time.monotonic() + LAST_ANSWERS_S
+            self._serve_until(lambda: orders.stop.is_set() or time.monotonic() >= end_s)
+        self._serve_group(timeout_s=0)
+        if orders.complete.is_set():
+            self._send(self.ingest.farewells())
+        self.ingest.flush()
+
+    def _serve_until(self, is_over: Callable[[], bool]) -> None:
+        flushed_s = time.monotonic()
+        while not is_over():
+            self._look_at_keys()
+            self._serve_group(timeout_s=POLL_S)
+            self._send(self.ingest.grants())
+            if time.monotonic() - flushed_s >= FLUSH_EVERY_S:
+                self.ingest.flush()
+                flushed_s = time.monotonic()
+
+    def _serve_group(self, *, timeout_s: float) -> None:
+        arrivals = self.router.receive(timeout_s=timeout_s, max_bytes=GROUP_BYTES, max_messages=GROUP_MESSAGES)
+        self._send(self.ingest.process(arrivals))
+        self.ingest.forget(self.router.take_gone())
+
+    def _look_at_keys(self) -> None:
+        """When the folder of keys has changed, send those home whose keys were removed."""
+        if self.authorized is None or not self.authorized.refresh(now_s=time.monotonic()):
+            return
+        self.say(f"authorized devices: {self.authorized.devices}, in {self.authorized.folder}")
+        answers, keys = self.ingest.dismissals()
+        self._send(answers)
+        for key in keys:
+            if not self.authorized.names(key):
+                self.router.withdraw(key)
+
+    def _send(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            frames = encode(answer.message)
+            if self.router.send(answer.identity, frames):
+                self.ingest.note_sent(answer.identity, sum(map(len, frames)))
 
 
 def wildcard_or_former(bind: str, former: str | None) -> str:
@@ -75,27 +124,6 @@ def wildcard_or_former(bind: str, former: str | None) -> str:
     if port in {"*", "0"} and former is not None and former.rpartition(":")[0] == host:
         return former
     return bind
-
-
-def _serve_until(router: Router, ingest: Ingest, is_over: Callable[[], bool]) -> None:
-    flushed_s = time.monotonic()
-    while not is_over():
-        _serve_group(router, ingest, timeout_s=POLL_S)
-        if time.monotonic() - flushed_s >= FLUSH_EVERY_S:
-            ingest.flush()
-            flushed_s = time.monotonic()
-
-
-def _serve_group(router: Router, ingest: Ingest, *, timeout_s: float) -> None:
-    arrivals = router.receive(timeout_s=timeout_s, max_bytes=GROUP_BYTES, max_messages=GROUP_MESSAGES)
-    _send(router, ingest, ingest.process(arrivals))
-
-
-def _send(router: Router, ingest: Ingest, answers: Sequence[Answer]) -> None:
-    for answer in answers:
-        frames = encode(answer.message)
-        if router.send(answer.identity, frames):
-            ingest.note_sent(answer.identity, sum(map(len, frames)))
 
 
 def _ingest(arguments: Sequence[str]) -> int:
@@ -111,21 +139,31 @@ def _ingest(arguments: Sequence[str]) -> int:
     record = folder.record()
     manifest = _verified_manifest(record)
     settings = record.settings
+    reception = Reception(settings, manifest, say=_say)
     with (
         Store.open(folder.store_path, max_bytes=settings.max_store_bytes) as store,
-        _bound(folder, record) as router,
+        _bound(folder, record, reception) as router,
     ):
         ingest = Ingest(
             store=store,
             bundles={record.bundle_id: manifest},
             credit_bytes=settings.credit_bytes,
             clock=time.time,
-            say=lambda text: say(f"sf-server ingest: {text}"),
+            say=_say,
+            gate=reception.gate(Notices(_say)),
         )
+        authorized = None if reception.keys is None else reception.keys.authorized
+        if authorized is not None:
+            authorized.refresh(now_s=time.monotonic())
         folder.announce_ingest(IngestRecord(address=router.address, pid=os.getpid()))
-        say(f"sf-server ingest: receiving devices on {router.address}")
-        serve(router, ingest, orders=orders)
+        reception.announce(router.address)
+        _say(f"receiving devices on {router.address}")
+        Service(router=router, ingest=ingest, authorized=authorized, say=_say).serve(orders)
     return 0
+
+
+def _say(text: str) -> None:
+    say(f"sf-server ingest: {text}")
 
 
 def _verified_manifest(record: RunRecord) -> Manifest:
@@ -138,16 +176,16 @@ def _verified_manifest(record: RunRecord) -> Manifest:
     return bundle.manifest
 
 
-def _bound(folder: RunFolder, record: RunRecord) -> Router:
-    bind, insecure = record.settings.bind, record.settings.insecure
+def _bound(folder: RunFolder, record: RunRecord, reception: Reception) -> Router:
+    bind = record.settings.bind
     former = folder.ingest_record()
     first = wildcard_or_former(bind, None if former is None else former.address)
     try:
-        return Router(first, insecure=insecure)
+        return reception.open(first)
     except AddressInUse:
         if first == bind:
             raise
-        return Router(bind, insecure=insecure)
+        return reception.open(bind)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return main_eval(arguments)
 
 
+def _keygen(arguments: Sequence[str]) -> int:
+    from sf_server.keygen_command import main_keygen  # noqa: PLC0415
+
+    return main_keygen(arguments)
+
+
 def _merge(arguments: Sequence[str]) -> int:
     from sf_server.merge import main_merge  # noqa: PLC0415
 
@@ -60,6 +66,7 @@ COMMANDS: Final[dict[str, _Command]] = {
     "devices": _Command("list the devices of a run and what they sent", _devices),
     "eval": _Command("measure an adapter on labelled data", _evaluate),
     "predict": _Command("run the trained model on text", _predict),
+    "keygen": _Command("make a key for encrypted links that several runs share", _keygen),
     "merge": _Command("write the trained model as one ordinary model folder", _merge),
 }
 

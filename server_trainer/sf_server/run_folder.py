@@ -5,6 +5,8 @@ train.lock      held by the supervisor and its children as long as one of them l
 store.sqlite    received samples
 ingest.json     address on which devices are received, and the process that does it
 checkpoints/    newest valid states of the trainer
+server.key      the run's own key for encrypted links, with its .pub
+authorized/     public keys of devices
 adapter/        the result
 metrics.jsonl   one line per step
 """
@@ -23,12 +25,16 @@ from typing import Final
 import msgspec
 
 from sf_contract.errors import AlreadyRunning, MismatchError, StoreError, UsageError
+from sf_contract.key_files import PUBLIC_KEY_SUFFIX
 from sf_contract.messages import BundleId
+from sf_server.link_security import AUTHORIZED_FOLDER, KEY_FILE
 from sf_server.settings import MAY_CHANGE_ON_RESUME, TrainSettings, differences
 
 FORMAT_VERSION: Final = 1
 LOCK_POLL_S: Final = 0.1
 _TEMPORARY_SUFFIX: Final = ".tmp"
+_MADE_BEFORE: Final = frozenset({KEY_FILE, KEY_FILE + PUBLIC_KEY_SUFFIX, AUTHORIZED_FOLDER})
+"""Keys may be put into the folder before the run is made."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,7 +109,8 @@ class RunFolder:
             raise UsageError(
                 f"there is a run in {self.path} already", cure="go on with it with --resume, or give another --run"
             )
-        strangers = [name for name in self._entries() if name not in {self.lock_path.name, self._temporary_name()}]
+        ours = {self.lock_path.name, self._temporary_name(), *_MADE_BEFORE}
+        strangers = [name for name in self._entries() if name not in ours]
         if strangers:
             raise UsageError(
                 f"{self.path} holds other files ({strangers[0]}) and no run",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -13,10 +12,12 @@ from msgspec import Meta
 
 from sf_contract.errors import UsageError
 from sf_contract.limits import MIB
+from sf_server.link_security import LinkChoice, check_link
 
 DEFAULT_BIND: Final = "tcp://127.0.0.1:5555"
 DEFAULT_MAX_STORE_BYTES: Final = 20 * 1024 * MIB
 DEFAULT_CREDIT_BYTES: Final = 4 * MIB
+DEFAULT_CONNECTIONS: Final = 2_000
 
 AtLeastOne = Annotated[int, Meta(ge=1, le=2**31)]
 AtLeastZero = Annotated[int, Meta(ge=0, le=2**31)]
@@ -25,14 +26,18 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 MAY_CHANGE_ON_RESUME: Final = frozenset(
     {
+        "authorized",
         "bind",
         "bundle",  # compared by its id
         "checkpoint_every_s",
         "credit_bytes",
+        "device_mb_per_s",
         "expect_devices",  # when the data is complete
         "expect_samples",  # the same, and how fast the learning rate falls from now on
         "insecure",
         "json",
+        "key",
+        "max_connections",
         "max_store_bytes",
         "model",  # compared by the hash in the bundle's manifest
         "resume",
@@ -67,9 +72,30 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = None
 
     bind: Annotated[str, Meta(description="address on which devices are received")] = DEFAULT_BIND
+    key: Annotated[
+        str | None,
+        Meta(
+            description="this server's secret key; encrypts reception. Off loopback reception is encrypted anyway, by "
+            "default with server.key in --run, which is made when it is missing"
+        ),
+    ] = None
+    authorized: Annotated[
+        str | None,
+        Meta(
+            description="folder with the public keys of devices, NAME.pub each; read again whenever it changes; encrypts "
+            "reception. By default the folder authorized in --run"
+        ),
+    ] = None
     insecure: Annotated[
-        bool, Meta(description="allow unencrypted reception on other addresses than this machine's own loopback")
+        bool, Meta(description="receive in the clear on other addresses than this machine's own loopback")
     ] = False
+    max_connections: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)], Meta(description="connections at one time; who is silent goes first")
+    ] = DEFAULT_CONNECTIONS
+    device_mb_per_s: Annotated[
+        Annotated[float, Meta(gt=0, le=100_000)] | None,
+        Meta(description="megabytes of samples per second that each device may send; by default as many as it can"),
+    ] = None
     max_store_bytes: Annotated[
         Annotated[int, Meta(ge=1 * MIB)], Meta(description="room for received samples; when full, devices wait")
     ] = DEFAULT_MAX_STORE_BYTES
@@ -111,12 +137,18 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     validate: Annotated[bool, Meta(description="evaluate on the samples that devices held out")] = True
     json: Annotated[bool, Meta(description="results and errors as JSON")] = False
 
+    def link_choice(self) -> LinkChoice:
+        """What was said about receiving devices."""
+        return LinkChoice(
+            run=Path(self.run), bind=self.bind, key=self.key, authorized=self.authorized, insecure=self.insecure
+        )
+
 
 def check_train_settings(settings: TrainSettings) -> None:
     """Refuse combinations that no single field can rule out.
 
     Raises:
-        UsageError: not exactly one way to know that the data is complete, or plaintext reception from other machines.
+        UsageError: not exactly one way to know that the data is complete, or a link that cannot be as asked for.
     """
     if (settings.expect_devices is None) == (settings.expect_samples is None):
         found = "neither" if settings.expect_devices is None else "both"
@@ -124,25 +156,7 @@ def check_train_settings(settings: TrainSettings) -> None:
             f"training must know when the data is complete, and {found} of --expect-devices and --expect-samples is given",
             cure="give one of them: the number of devices that will finish, or of training samples that will arrive",
         )
-    check_bind(settings.bind, insecure=settings.insecure)
-
-
-def check_bind(bind: str, *, insecure: bool) -> None:
-    """Refuse addresses that are none, or that other machines can reach unencrypted.
-
-    Raises:
-        UsageError: see above.
-    """
-    transport, separator, rest = bind.partition("://")
-    if not separator or not rest or transport not in {"tcp", "ipc"}:
-        raise UsageError(f"{bind!r} is not an address to bind", cure="give one like tcp://127.0.0.1:5555")
-    if transport == "tcp" and not rest.rpartition(":")[0]:
-        raise UsageError(f"{bind!r} has no port", cure=f"give one like {DEFAULT_BIND}")
-    if transport == "tcp" and not insecure and not _is_loopback(rest.rpartition(":")[0]):
-        raise UsageError(
-            f"{bind} can be reached from other machines, and what devices send is not encrypted",
-            cure="bind to 127.0.0.1 and tunnel, or accept it on a network you trust with --insecure",
-        )
+    check_link(settings.link_choice())
 
 
 def with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -151,8 +165,17 @@ def with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     if model is not None and Path(model).exists():
         model = str(Path(model).absolute())
     return msgspec.structs.replace(
-        settings, bundle=str(Path(settings.bundle).absolute()), run=str(Path(settings.run).absolute()), model=model
+        settings,
+        bundle=str(Path(settings.bundle).absolute()),
+        run=str(Path(settings.run).absolute()),
+        model=model,
+        key=_absolute(settings.key),
+        authorized=_absolute(settings.authorized),
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def differences(old: TrainSettings, new: TrainSettings, *, apart_from: Collection[str]) -> list[str]:
@@ -171,10 +194,3 @@ def _shown(value: object) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:g}"
     return str(value)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,13 +20,16 @@ from sf_contract.errors import DiskFull, StoreError
 from sf_contract.int4 import Int4Parameters
 from sf_contract.limits import KIB, MIB
 from sf_contract.messages import AlreadyStored, Role, Stored
-from sf_server.store_schema import APPLICATION_ID, INSERT_SAMPLE, NOTE_HELLO, SCHEMA, SCHEMA_VERSION
+from sf_server.store_schema import APPLICATION_ID, INSERT_SAMPLE, NOTE_HELLO, NOTE_TRAFFIC, SCHEMA, SCHEMA_VERSION
 from sf_server.stored import DeviceSummary, SampleInfo, StoreCounts, StoredSample, device_summary, stored_sample
 
 BUSY_TIMEOUT_S: Final = 30.0
 WAL_BYTES_KEPT: Final = 64 * MIB
 PAGE_BYTES: Final = 16 * KIB
 """Samples are tens of kilobytes: against SQLite's usual 4 KiB, writing is 1.4 and loading 3 times as fast."""
+CACHE_BYTES: Final = 32 * MIB
+"""Of the writer: what is made durable together stays in memory until then. What does not fit in SQLite's usual 2 MB is
+written early, read again and written on at the commit: a third more write calls and twice the reading."""
 _SEQS_PER_QUERY: Final = 500
 
 
@@ -150,14 +153,27 @@ class Store:
         with self._within_transaction():
             self._connection.execute("UPDATE devices SET rejected = rejected + ? WHERE outbox = ?", (samples, outbox))
 
-    def note_traffic(self, *, outbox: str, bytes_in: int, bytes_out: int, malformed: int, now_s: float) -> None:
-        """Add to the counters of a device."""
+    def note_traffic(
+        self,
+        *,
+        outbox: str,
+        bytes_in: int,
+        bytes_out: int,
+        malformed: int,
+        now_s: float,
+        activity: str | None = None,
+    ) -> None:
+        """Add to the counters of a device; `activity` is what holds it back, None when it said nothing about that."""
+        values = {
+            "outbox": outbox,
+            "bytes_in": bytes_in,
+            "bytes_out": bytes_out,
+            "malformed": malformed,
+            "now_s": now_s,
+            "activity": activity,
+        }
         with self._within_transaction():
-            self._connection.execute(
-                "UPDATE devices SET bytes_in = bytes_in + ?, bytes_out = bytes_out + ?, malformed = malformed + ?, "
-                "last_seen_s = ? WHERE outbox = ?",
-                (bytes_in, bytes_out, malformed, now_s, outbox),
-            )
+            self._connection.execute(NOTE_TRAFFIC, values)
 
     def sample_infos(self, *, role: Role, after_seq: int = 0, limit: int | None = None) -> list[SampleInfo]:
         """Samples of a role with a higher `seq` than `after_seq`, in `seq` order."""
@@ -254,6 +270,7 @@ class Store:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_BYTES // KIB}")
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
         connection.execute(f"PRAGMA max_page_count = {max(1, max_bytes // page_bytes)}")
         if self._is_new():

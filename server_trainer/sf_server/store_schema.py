@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 APPLICATION_ID: Final = int.from_bytes(b"SFst", "big")
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SCHEMA: Final = f"""
 CREATE TABLE devices(
@@ -22,7 +22,9 @@ CREATE TABLE devices(
     rejected INTEGER NOT NULL DEFAULT 0,
     malformed INTEGER NOT NULL DEFAULT 0,
     skipped_rows INTEGER NOT NULL DEFAULT 0,
-    finished INTEGER NOT NULL DEFAULT 0
+    finished INTEGER NOT NULL DEFAULT 0,
+    activity TEXT NOT NULL DEFAULT '',
+    activity_s REAL NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE samples(
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -54,4 +56,11 @@ INSERT INTO devices(outbox, device, bundle_id, self_test_error, first_seen_s, la
 VALUES (:outbox, :device, :bundle_id, :self_test_error, :now_s, :now_s)
 ON CONFLICT(outbox) DO UPDATE SET bundle_id = :bundle_id, self_test_error = :self_test_error, last_seen_s = :now_s,
     finished = CASE WHEN :waiting_samples > 0 THEN 0 ELSE finished END
+"""
+
+NOTE_TRAFFIC: Final = """
+UPDATE devices SET bytes_in = bytes_in + :bytes_in, bytes_out = bytes_out + :bytes_out, malformed = malformed + :malformed,
+    activity = COALESCE(:activity, activity), activity_s = CASE WHEN :activity IS NULL THEN activity_s ELSE :now_s END,
+    last_seen_s = :now_s
+WHERE outbox = :outbox
 """

@@ -39,7 +39,8 @@ class StoredSample:
 class DeviceSummary:
     """One outbox of a device. Times are seconds since 1970, bytes are whole messages.
 
-    `rejected` counts verdicts, `malformed` messages that were none.
+    `rejected` counts verdicts, `malformed` messages that were none. `activity` is what the device said holds it back, empty
+    when nothing does, and `activity_s` when it last said so.
     """
 
     device: str
@@ -56,6 +57,8 @@ class DeviceSummary:
     malformed: int
     skipped_rows: int
     finished: bool
+    activity: str
+    activity_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,21 @@ class StoreCounts:
 
 
 SampleRow = tuple[int, str, int | None, int, str, bytes, bytes, bytes | None]
+
+
+def held_back(summaries: Sequence[DeviceSummary]) -> list[str]:
+    """Which devices that have not finished say what holds them back, as in `pi-3 (paused: battery at 12 %)`.
+
+    Args:
+        summaries: the outbox a device used last at the end of each device.
+    """
+    latest = {summary.device: summary for summary in summaries}
+    return [f"{device} ({summary.activity})" for device, summary in latest.items() if is_held_back(summary)]
+
+
+def is_held_back(summary: DeviceSummary) -> bool:
+    """True for a device that said so last; one that has finished has nothing left to hold back."""
+    return bool(summary.activity) and not summary.finished
 
 
 def device_summary(row: Sequence[Any]) -> DeviceSummary:

@@ -11,9 +11,10 @@ import msgspec
 from sf_contract.bundle import open_bundle
 from sf_contract.command import ArgumentParser, say
 from sf_contract.settings import read_toml, resolve_settings
+from sf_server.link_security import check_link, prepare_link
 from sf_server.options import add_options
 from sf_server.run_folder import RunFolder
-from sf_server.settings import TrainSettings, check_bind, check_train_settings, with_absolute_paths
+from sf_server.settings import TrainSettings, check_train_settings, with_absolute_paths
 from sf_server.store import Store
 from sf_server.supervisor import ingest_command, supervise, trainer_command
 
@@ -30,8 +31,8 @@ EPILOG: Final = """\
 examples:
   four devices on this machine or behind a tunnel:
     sf-server train --bundle out/bundle --run out/run --expect-devices 4
-  devices on a network you trust, 10,000 samples, more epochs:
-    sf-server train --bundle out/bundle --run out/run --bind 'tcp://*:5555' --insecure --expect-samples 10000 --epochs 5
+  devices anywhere, encrypted; the command prints the key that devices need, and out/run/authorized takes theirs:
+    sf-server train --bundle out/bundle --run out/run --bind 'tcp://*:5555' --expect-samples 10000 --epochs 5
   go on after an interruption, without the device that broke:
     sf-server train --run out/run --resume --expect-devices 3
 
@@ -42,12 +43,16 @@ _METAVARS: Final = {
     "run": "DIR",
     "model": "ID|DIR|FILE",
     "bind": "ADDRESS",
+    "key": "FILE",
+    "authorized": "DIR",
+    "device_mb_per_s": "MB",
     "max_store_bytes": "BYTES",
     "credit_bytes": "BYTES",
     "checkpoint_every_s": "SECONDS",
 }
 _ONCE: Final = frozenset({"run", "resume", "json"})
 _EXPECTATIONS: Final = frozenset({"expect_devices", "expect_samples"})
+_ENCRYPTION: Final = frozenset({"key", "authorized"})
 
 
 def main_train(arguments: Sequence[str]) -> int:
@@ -60,6 +65,7 @@ def main_train(arguments: Sequence[str]) -> int:
     bundle = open_bundle(Path(settings.bundle))
     folder = RunFolder(Path(settings.run))
     with folder.lock(wait_s=LOCK_WAIT_S) as lock:
+        prepare_link(settings.link_choice())
         if settings.resume:
             folder.resume(settings, bundle_id=bundle.bundle_id)
         else:
@@ -87,7 +93,7 @@ def read_settings(arguments: Sequence[str]) -> TrainSettings:
     if given.get("resume") is True and isinstance(given.get("run"), str):
         former = _settings_of_run(RunFolder(Path(given["run"])), given)
         settings = resolve_settings(TrainSettings, toml_path=config, flags={**former, **flags})
-        check_bind(settings.bind, insecure=settings.insecure)
+        check_link(settings.link_choice())
         return settings
     settings = resolve_settings(TrainSettings, toml_path=config, flags=flags)
     check_train_settings(settings)
@@ -97,6 +103,10 @@ def read_settings(arguments: Sequence[str]) -> TrainSettings:
 def _settings_of_run(folder: RunFolder, given: dict[str, Any]) -> dict[str, Any]:
     """What the run was started with, without what is given now and what belongs to one start only."""
     hidden = {*given, *_ONCE, *(_EXPECTATIONS if _EXPECTATIONS & given.keys() else ())}
+    if _ENCRYPTION & given.keys():
+        hidden.add("insecure")
+    if given.get("insecure") is True:
+        hidden |= _ENCRYPTION
     return {name: value for name, value in msgspec.structs.asdict(folder.settings()).items() if name not in hidden}
 
 

@@ -26,11 +26,13 @@ from sf_server.metrics import MetricsLog
 from sf_server.schedule import Position, falling_part, learning_rate_factor, plan_batches, window_is_ready
 from sf_server.settings import TrainSettings
 from sf_server.store import Store
+from sf_server.stored import held_back
 from sf_server.validation import Score, score_samples
 
 MAX_SKIPPED_IN_A_ROW: Final = 10
 POLL_S: Final = 0.2
 REPORT_EVERY_S: Final = 10.0
+HELD_BACK_SHOWN: Final = 3
 
 
 class Ending(enum.Enum):
@@ -295,7 +297,7 @@ class Trainer:
             self._waiting_since_s = now_s
         if now_s - self._waiting_since_s < REPORT_EVERY_S or not self._report_is_due():
             return
-        counts = self._store.counts()
+        counts, held = self._store.counts(), held_back(self._store.device_summaries())
         expected = self._settings.expect_devices
         devices = (
             f"{counts.finished_devices} of {expected} devices" if expected else f"{counts.finished_devices} devices"
@@ -303,6 +305,7 @@ class Trainer:
         self._around.say(
             f"waiting for samples since {now_s - self._waiting_since_s:.0f} s: {counts.train_samples} stored, "
             f"{waiting_samples} of {self._settings.window_samples} for the next window, {devices} finished"
+            + "".join(f"; {device}" for device in held[:HELD_BACK_SHOWN])
         )
 
     def _report_is_due(self) -> bool:

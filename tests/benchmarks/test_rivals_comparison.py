@@ -18,7 +18,6 @@ import pytest
 
 import sf_bench.rivals
 from sf_bench.compare_command import ComparisonPlan, run_comparison
-from sf_bench.machine import Machine, describe_machine
 from sf_bench.main import COMMANDS, main
 from sf_bench.rivals.compare import Comparison, Result, RowError, failed_result, rms_normalised, row_error
 from sf_bench.rivals.comparison_table import markdown_of, placed
@@ -28,6 +27,7 @@ from sf_bench.rivals.turns import Spread
 from sf_bench.rivals.worker_process import Worker, WorkerFailed
 from sf_contract.bundle import open_bundle
 from sf_contract.errors import DataError, MismatchError, UsageError
+from sf_edge.machine import Machine, describe_machine
 from support.tiny_bundle import HIDDEN, write_tiny_bundle
 
 WINDOWS = ((1, 2, 3, 4), (4, 3, 2, 1))
@@ -275,9 +275,10 @@ def test_every_command_teaches_itself(command):
 
 
 def test_the_machine_is_described_by_the_flags_that_decide_which_kernels_run(tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo = tmp_path / "proc" / "cpuinfo"
+    cpuinfo.parent.mkdir()
     cpuinfo.write_text("model name\t: A Processor\nflags\t\t: fpu avx2 amx_int8 sse\n", encoding="ascii")
-    machine = describe_machine(cpuinfo)
+    machine = describe_machine(tmp_path)
     assert machine.flags == ("avx2", "amx_int8")
     assert "A Processor" in machine.line
     assert describe_machine(tmp_path / "missing").flags == ()

@@ -63,6 +63,10 @@ EXAMPLES: list[tuple[AnyMessage, bytes]] = [
     ),
     (FinishNoted(), b'{"buffers":[],"message":{"type":"finish-noted"}}'),
     (Ping(), b'{"buffers":[],"message":{"type":"ping"}}'),
+    (
+        Ping(activity="paused: 81 °C hot"),
+        b'{"buffers":[],"message":{"activity":"paused: 81 \xc2\xb0C hot","type":"ping"}}',
+    ),
     (Pong(), b'{"buffers":[],"message":{"type":"pong"}}'),
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sf_contract.errors import DataError
 from sf_contract.limits import MAX_RECORD_BYTES
-from sf_contract.records import BadRow, Row, read_records
+from sf_contract.records import BadRow, RecordFormat, RecordParser, Row, read_records
 
 Reader = Callable[..., list[Row | BadRow]]
 
@@ -65,7 +65,7 @@ def test_a_byte_order_mark_is_no_content(read: Reader, name: str) -> None:
 def test_a_line_that_is_too_long_is_one_bad_row(read: Reader) -> None:
     long = '{"a": "' + "x" * (2 * MAX_RECORD_BYTES + 5) + '"}'
     assert outline(read(f'{long}\n{{"a": "1"}}\n')) == [
-        (1, f"the line is longer than {MAX_RECORD_BYTES} characters"),
+        (1, f"the line is longer than {MAX_RECORD_BYTES} bytes"),
         (2, "row"),
     ]
 
@@ -158,3 +158,81 @@ def test_any_bytes_give_rows_or_a_data_error(read: Reader, content: bytes, name:
         return
     lines = [row.line for row in rows]
     assert lines == sorted(set(lines))
+
+
+def test_plain_text_gives_one_record_per_line_that_is_not_blank(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"\xef\xbb\xbffirst\r\n\r\n   \n  second line \nlast")
+    assert list(read_records(path, text_field="text")) == [
+        Row(1, {"text": "first"}),
+        Row(4, {"text": "  second line "}),
+        Row(5, {"text": "last"}),
+    ]
+    assert list(read_records(tmp_path / "notes.txt", text_field="t", after_line=4)) == [Row(5, {"t": "last"})]
+
+
+def test_a_named_format_goes_before_the_ending(tmp_path: Path) -> None:
+    path = tmp_path / "rows.log"
+    path.write_text('{"a": "1"}\n')
+    assert list(read_records(path, record_format=RecordFormat.JSONL)) == [Row(1, {"a": "1"})]
+    assert list(read_records(path, record_format=RecordFormat.TEXT, text_field="t")) == [Row(1, {"t": '{"a": "1"}'})]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"a": "1"}\n'.encode("utf-16"), "is UTF-16 text"),
+        (b"\xfe\xff" + '{"a": "1"}\n'.encode("utf-16-be"), "is UTF-16 text"),
+        ('{"a": "1"}\n'.encode("utf-32"), "is UTF-32 text"),
+        ('{"a": "1"}\n'.encode("utf-16-le"), "line 1 holds a zero byte at byte 2"),
+        ('{"a": "Straße"}\n'.encode("latin-1"), "line 1 is not UTF-8 text: byte 0xdf at byte 12"),
+        (b"PK\x03\x04rest\n", "is a ZIP file"),
+        (b"SQLite format 3\x00\n", "is an SQLite database"),
+        (b"%PDF-1.7\n", "is a PDF file"),
+        (b"\x00" * 3000, "holds a zero byte"),
+        (bytes(2 * MAX_RECORD_BYTES) + b"\n", "holds a zero byte"),
+        (b"bad\n\xff\xfe\xfd\n" * 10_000, "line 2 is not UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_what_is_not_text_is_refused_as_a_whole(read: Reader, name: str, content: bytes, says: str) -> None:
+    if name.endswith("csv") and content.startswith(b"bad"):
+        says = "line 2 is not UTF-8 text|no usable header"
+    with pytest.raises(DataError, match=says):
+        read(content, name=name)
+
+
+@pytest.mark.parametrize("damage", [b"\x00\x00\x00\x00\n", b"caf\xe9\n"])
+def test_damage_behind_good_rows_costs_its_own_line_only(read: Reader, damage: bytes) -> None:
+    rows = read(b'{"a": "1"}\n' + damage + b'{"a": "2"}\n')
+    assert [isinstance(row, Row) for row in rows] == [True, False, True]
+    assert isinstance(rows[1], BadRow)
+    assert rows[1].line == 2
+    assert "byte" in rows[1].reason
+
+
+def test_a_csv_record_without_a_closing_quote_is_one_bad_row_of_bounded_size(read: Reader) -> None:
+    content = 'text\n"' + "word\n" * 300_000 + '"\nlast\n'
+    rows = read(content, name="rows.csv")
+    assert isinstance(rows[0], BadRow)
+    assert "field larger than field limit" in rows[0].reason
+    assert rows[0].line < 30_000
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(
+        st.sampled_from(['"a', 'b"', 'c,"d"', "e,f", "", '"x,""y""",z', "one,two", '"p\nq",r']), max_size=12
+    ),
+    size=st.integers(1, 9),
+)
+def test_csv_rows_are_the_same_however_the_bytes_come(read: Reader, lines: list[str], size: int) -> None:
+    content = "k,v\n" + "".join(f"{line}\n" for line in lines)
+    parser = RecordParser(RecordFormat.CSV, where="rows")
+    found = []
+    for start in range(0, len(content), size):
+        parser.feed(content[start : start + size].encode())
+        found += parser.rows()
+    parser.end()
+    found += parser.rows()
+    assert found == read(content, name="rows.csv")

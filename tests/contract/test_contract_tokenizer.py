@@ -72,3 +72,17 @@ def test_a_few_kilobytes_that_unpack_to_gigabytes_are_refused_without_unpacking_
 def test_damaged_packing_is_refused(raw: bytes, spoil) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json\.gz"):
         open_tokenizer(_bundle("tokenizer.json.gz", spoil(raw)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"a": 0, "b": 3, "<unk>": 1}, {"a": 0, "<unk>": 3}, {"<unk>": 9}],
+    ids=["as many words as the model has", "fewer words", "one word"],
+)
+@pytest.mark.parametrize("added", [0, 1, 2], ids=["no added token", "an added token", "two added tokens"])
+def test_own_words_outside_the_vocabulary_are_found_however_few_they_are(words: dict[str, int], added: int) -> None:
+    """An added token takes the first free id behind the words, and could hide a gap before them."""
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.add_tokens([f"<added-{number}>" for number in range(added)])
+    with pytest.raises(BundleError, match=f"has a token {max(words.values())}, but the model knows 3"):
+        open_tokenizer(_bundle("tokenizer.json", tokenizer.to_str().encode()))

@@ -394,6 +394,7 @@ class Edge:
         self.folder = folder
         self.outbox = folder / "outbox"
         self.started: list[subprocess.Popen[str]] = []
+        self.bundle_id = bundle.bundle_id
         self._bundle = bundle
         self._capsys = capsys
 
@@ -409,12 +410,26 @@ class Edge:
         """`sf-edge run` with ordinary options and changes to them."""
         return self.command("run", **self.options(server, data, **changes))
 
-    def start(self, server: ProtocolServer, data: Path, /, **changes: object) -> subprocess.Popen[str]:
-        """The same as a process."""
+    def start(
+        self, server: ProtocolServer, data: Path | str, /, *, stdin: int | None = None, **changes: object
+    ) -> subprocess.Popen[str]:
+        """The same as a process; `stdin` as `subprocess.Popen` takes it."""
         program = [sys.executable, "-c", "import sys; from sf_edge.main import main; sys.exit(main())"]
         words = [*program, "run", *as_words(self.options(server, data, **changes))]
-        self.started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        self.started.append(
+            subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         return self.started[-1]
+
+    def wait_until_computed(self, samples: int) -> None:
+        """Look at the outbox until a process has put so many samples into it."""
+        deadline_s = time.monotonic() + 30
+        while time.monotonic() < deadline_s:
+            found = self.command("status", self.outbox, json=True)
+            if found.code == 0 and found.summary["waiting"] == samples:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the samples never appeared in the outbox")
 
     def command(self, command: str, *positional: object, **options: object) -> Outcome:
         """Any command, in this process."""
@@ -423,14 +438,16 @@ class Edge:
         captured = self._capsys.readouterr()
         return Outcome(code=code, out=captured.out, err=captured.err)
 
-    def options(self, server: ProtocolServer, data: Path, /, **changes: object) -> dict[str, object]:
+    def options(self, server: ProtocolServer, data: Path | str, /, **changes: object) -> dict[str, object]:
         given = {"bundle": self._bundle.folder, "server": server.address, "data": data}
-        return {**given, "device": "pi", "outbox": self.outbox, **changes}
+        # What this machine is busy with must not decide a test, nor should a test make its own process nicer.
+        governor = {"nice": 0, "no_governor": True}
+        return {**given, "device": "pi", "outbox": self.outbox, **governor, **changes}
 
 
 def as_words(options: dict[str, object]) -> list[str]:
     """Keyword arguments as command-line options; True is a flag."""
-    pairs = [("--" + name.replace("_", "-"), value) for name, value in options.items()]
+    pairs = [("--" + name.replace("_", "-"), value) for name, value in options.items() if value is not False]
     return [word for name, value in pairs for word in ([name] if value is True else [name, str(value)])]
 
 

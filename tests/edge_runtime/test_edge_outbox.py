@@ -15,7 +15,8 @@ from sf_contract.activations import NO_TARGET, EncodedSample
 from sf_contract.codec import WireCodec, encode_rows
 from sf_contract.errors import AlreadyRunning, DiskFull, MismatchError, StoreError
 from sf_contract.messages import AlreadyStored, Rejected, RejectionCode, Role, Stored
-from sf_edge.outbox import DATABASE_FILE, Outbox, read_outbox_status
+from sf_edge.outbox import Outbox, read_outbox_status
+from sf_edge.outbox_place import DATABASE_FILE
 from sf_edge.outbox_records import Owner
 from sf_edge.sources import SourcePosition
 from support.wire_rows import int4_for
@@ -37,7 +38,11 @@ def make_sample(ordinal: int, *, tokens: int = 3, codec: WireCodec = WireCodec.I
 def add(outbox: Outbox, count: int = 1) -> None:
     for _ in range(count):
         ordinal = outbox.next_ordinal
-        outbox.append(make_sample(ordinal), SourcePosition(line=ordinal + 1, digest=f"d{ordinal}"))
+        outbox.append(make_sample(ordinal), place(ordinal))
+
+
+def place(ordinal: int, *, source: str = "rows") -> SourcePosition:
+    return SourcePosition(line=ordinal + 1, digest=f"d{ordinal}", nbytes=10 * (ordinal + 1), source=source)
 
 
 def offered(outbox: Outbox) -> list[int]:
@@ -89,7 +94,7 @@ def test_everything_survives_reopening(tmp_path: Path) -> None:
         outbox_id = outbox.outbox_id
     with open_outbox(tmp_path) as outbox:
         assert outbox.outbox_id == outbox_id
-        assert outbox.position == SourcePosition(3, "d2")
+        assert outbox.positions == {"rows": SourcePosition(3, "d2", 30, "rows")}
         assert outbox.counters.samples == 3
         assert (outbox.waiting_samples, outbox.next_ordinal) == (3, 3)
         assert offered(outbox) == [0, 1, 2]
@@ -101,7 +106,38 @@ def test_what_was_not_committed_is_gone_with_its_position_and_ordinal(tmp_path: 
         outbox.commit()
         add(outbox, 4)
     with open_outbox(tmp_path) as outbox:
-        assert (outbox.position.line, outbox.next_ordinal, outbox.waiting_samples) == (1, 1, 1)
+        assert (outbox.positions["rows"].line, outbox.next_ordinal, outbox.waiting_samples) == (1, 1, 1)
+
+
+def test_every_source_keeps_its_own_position(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        outbox.append(make_sample(0), place(4, source="a.jsonl"))
+        outbox.append(make_sample(1), place(7, source="b.jsonl"))
+        outbox.skip(place(5, source="a.jsonl"))
+        outbox.commit()
+        outbox.skip(place(9, source="b.jsonl"))
+    with open_outbox(tmp_path) as outbox:
+        assert outbox.positions == {
+            "a.jsonl": place(5, source="a.jsonl"),
+            "b.jsonl": place(7, source="b.jsonl"),
+        }
+        assert outbox.position_of("c.jsonl") == SourcePosition(source="c.jsonl")
+
+
+def test_sources_that_get_each_others_names_keep_their_positions(tmp_path: Path) -> None:
+    with open_outbox(tmp_path) as outbox:
+        outbox.append(make_sample(0), place(4, source="a"))
+        outbox.append(make_sample(1), place(7, source="a.1"))
+        outbox.commit()
+        outbox.move_sources({"a": "a.1", "a.1": "a.2", "unknown": "b"})
+        outbox.append(make_sample(2), place(0, source="a"))
+        outbox.set_row_aside(place(8, source="a.2"), code="c", detail="d")
+        outbox.commit()
+    with open_outbox(tmp_path) as outbox:
+        assert {name: position.line for name, position in outbox.positions.items()} == {"a": 1, "a.1": 5, "a.2": 9}
+        outbox.mark_sent([0])
+        outbox.settle([Rejected(0, RejectionCode.LABEL, "no")])
+        assert [aside.source for aside in outbox.status().set_aside] == ["a.2", "a.1"]
 
 
 def test_two_outboxes_have_different_random_ids(tmp_path: Path) -> None:
@@ -113,6 +149,7 @@ def test_two_outboxes_have_different_random_ids(tmp_path: Path) -> None:
 def test_ordinals_are_never_reused_even_when_every_sample_was_forgotten(tmp_path: Path) -> None:
     with open_outbox(tmp_path) as outbox:
         add(outbox, 3)
+        outbox.mark_sent([0, 1, 2])
         outbox.settle([Stored(0), Stored(1), Stored(2)])
         outbox.commit()
     with open_outbox(tmp_path) as outbox:
@@ -123,13 +160,14 @@ def test_verdicts_forget_or_set_aside_and_unknown_ordinals_are_ignored(tmp_path:
     with open_outbox(tmp_path) as outbox:
         add(outbox, 4)
         outbox.commit()
+        outbox.mark_sent([0, 1, 2])
         rejected = Rejected(2, RejectionCode.LABEL, "no such label")
         assert outbox.settle([Stored(0), AlreadyStored(1), rejected, Stored(99), Stored(0), rejected]) == 3
         outbox.commit()
         assert offered(outbox) == [3]
         assert (outbox.counters.acknowledged, outbox.counters.rejected) == (2, 1)
         (aside,) = outbox.status().set_aside
-        assert (aside.ordinal, aside.line, aside.code, aside.detail) == (2, 3, "label", "no such label")
+        assert (aside.ordinal, aside.source, aside.line, aside.code) == (2, "rows", 3, "label")
 
 
 def test_a_first_sending_is_told_from_a_repeat_across_restarts(tmp_path: Path) -> None:
@@ -149,6 +187,7 @@ def test_it_has_room_up_to_its_limit_and_always_for_one_sample(tmp_path: Path) -
         assert outbox.has_room(nbytes)
         add(outbox)
         assert not outbox.has_room(1)
+        outbox.mark_sent([0])
         outbox.settle([Stored(0)])
         assert outbox.has_room(nbytes)
 
@@ -183,6 +222,8 @@ def test_status_can_be_read_while_it_is_open_and_sees_committed_samples_only(tmp
 def test_no_outbox_a_damaged_one_and_a_future_one_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no outbox"):
         read_outbox_status(tmp_path)
+    with pytest.raises(StoreError, match="no outbox"):
+        read_outbox_status(tmp_path / "nothing")
     (tmp_path / DATABASE_FILE).write_bytes(b"this is not a database" * 100)
     with pytest.raises(StoreError, match="not a database"):
         open_outbox(tmp_path)
@@ -204,7 +245,9 @@ def test_a_full_disk_is_named_and_nothing_committed_is_lost(tmp_path: Path) -> N
     with open_outbox(tmp_path, max_bytes=1 << 30) as outbox:
         add(outbox, 2)
         outbox.commit()
-        outbox._connection.execute("PRAGMA max_page_count = 1")  # as small as the file is now: no page can be added
+        outbox._file._connection.execute(
+            "PRAGMA max_page_count = 1"
+        )  # as small as the file is now: no page can be added
         with pytest.raises(DiskFull, match="committed so far is safe"):
             add(outbox, 1000)
     with open_outbox(tmp_path) as outbox:
@@ -232,6 +275,7 @@ with Outbox(Path(sys.argv[1]), owner=owner, max_bytes=1 << 30) as outbox:
             sample = EncodedSample(ordinal=ordinal, role=Role.TRAIN, rows=rows)
             outbox.append(sample, SourcePosition(ordinal + 1, ""))
             outbox.counters.samples += 1
+        outbox.mark_sent([ordinal])
         outbox.settle([Stored(ordinal - 5)])
         outbox.commit()
         print(outbox.next_ordinal, flush=True)
@@ -253,7 +297,7 @@ def test_killing_the_process_between_and_in_commits_leaves_no_gap_and_no_repeat(
         status = read_outbox_status(tmp_path)
         with open_outbox(tmp_path, max_bytes=1 << 30) as outbox:
             assert outbox.next_ordinal >= reported, "a committed sample was lost"
-            assert outbox.next_ordinal == outbox.position.line == outbox.counters.samples
+            assert outbox.next_ordinal == outbox.positions[""].line == outbox.counters.samples
             assert outbox.next_ordinal % 3 == 0, "half a transaction is visible"
             acknowledged = outbox.counters.acknowledged
             assert status.waiting_samples + acknowledged == outbox.next_ordinal

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sqlite3
 
 import numpy as np
 import pytest
 
 from sf_contract.codec import decode_rows, relative_row_errors
 from sf_contract.messages import Finished, Refusal, RefusalCode, Role
-from sf_edge import outbox as outbox_module
-from sf_edge.outbox import read_outbox_status
+from sf_edge import outbox_file
+from sf_edge.outbox import Outbox, read_outbox_status
+from sf_edge.outbox_place import DATABASE_FILE
 from sf_edge.outbox_records import Owner
 
 TINY_PATIENCE = {"give_up_after_s": 0.3}
@@ -74,12 +78,14 @@ def test_rows_appended_between_two_runs_are_taken_and_nothing_else(edge, server)
     assert server.ordinals() == list(range(6))
 
 
-def test_another_file_on_the_same_outbox_is_refused(edge, server) -> None:
+def test_other_content_under_the_name_of_a_taken_file_is_refused_and_another_name_is_another_file(edge, server) -> None:
     edge.run(server, edge.write(5))
-    other = edge.write([{"text": "play", "label": "music"}] * 9, name="other.jsonl")
-    outcome = edge.run(server, other)
+    other = [{"text": "play", "label": "music"}] * 9
+    outcome = edge.run(server, edge.write(other))
     assert outcome.code == 12
-    assert "not the file this outbox took its rows from" in outcome.err
+    assert "rows.jsonl is not the file this outbox took its rows from" in outcome.err
+    assert edge.run(server, edge.write(other, name="other.jsonl")).code == 0
+    assert server.ordinals() == list(range(14))
 
 
 def test_a_holdout_and_a_role_reach_the_server(edge, server, tmp_path) -> None:
@@ -191,7 +197,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
     edge, server, make_server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = edge.write(300)
-    connect = outbox_module._connect
+    connect = outbox_file.connect
 
     def connect_to_small_disk(*args, **kwargs):
         connection = connect(*args, **kwargs)
@@ -199,7 +205,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
         return connection
 
     with monkeypatch.context() as patched:
-        patched.setattr(outbox_module, "_connect", connect_to_small_disk)
+        patched.setattr(outbox_file, "connect", connect_to_small_disk)
         outcome = edge.run(make_server(), data)
         assert outcome.code == 19, outcome.err
         assert "committed so far is safe" in outcome.err
@@ -210,7 +216,12 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
 def test_settings_may_come_from_a_file_and_flags_win(edge, server, tmp_path) -> None:
     options = edge.options(server, edge.write(3))
     config = tmp_path / "edge.toml"
-    config.write_text("".join(f"{key} = '{value}'\n" for key, value in options.items()) + "holdout = 0.5\n")
+    config.write_text(
+        "".join(
+            f"{key} = {json.dumps(value if isinstance(value, int) else str(value))}\n" for key, value in options.items()
+        )
+        + "holdout = 0.5\n"
+    )
     outcome = edge.command("run", config=config, device="flag", json=True)
     assert outcome.code == 0, outcome.err
     assert outcome.summary["device"] == "flag"
@@ -227,7 +238,9 @@ def test_settings_may_come_from_a_file_and_flags_win(edge, server, tmp_path) -> 
         ("none.jsonl", None, "cannot be read"),
         ("empty.jsonl", b"", "holds no rows"),
         ("blank.jsonl", b"\n\n", "holds no rows"),
-        ("binary.jsonl", bytes(range(256)), "not UTF-8"),
+        ("binary.jsonl", bytes(range(256)), "is not UTF-8 text: line 1 holds a zero byte at byte 1"),
+        ("dump.jsonl", b"\x1f\x8b" + bytes(range(256)) * 9, "is a gzip file"),
+        ("wide.jsonl", '{"text": "play", "label": "music"}\n'.encode("utf-16"), "is UTF-16 text"),
         ("header.csv", b"text,label\n", "holds no rows"),
         ("rows.parquet", b"PAR1", "unknown ending"),
         ("nothing.jsonl", b'{"text": ""}\nnope\n', "nothing usable: all 2 rows were skipped"),
@@ -248,6 +261,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_does_not_hang(edge, server, tm
     outcome = edge.run(server, tmp_path / "pipe.jsonl")
     assert outcome.code == 12
     assert "not a plain file" in outcome.err
+    assert f"--data - < {tmp_path / 'pipe.jsonl'}" in outcome.err
 
 
 def test_a_file_without_a_usable_row_can_be_corrected(edge, server, tmp_path) -> None:
@@ -269,12 +283,53 @@ def test_a_tampered_bundle_is_refused(edge, server, make_bundle) -> None:
     assert server.hellos == []
 
 
-def test_an_outbox_of_another_bundle_is_refused(edge, server, make_bundle) -> None:
+def test_a_changed_bundle_begins_a_new_outbox_and_says_what_still_waits_in_the_old_one(
+    edge, make_server, make_bundle
+) -> None:
     data = edge.write(3)
-    edge.run(server, data)
-    outcome = edge.run(server, data, bundle=make_bundle("other", name="other").folder)
-    assert outcome.code == 14
-    assert "--outbox" in outcome.err
+    assert edge.run(make_server(), data, **TINY_PATIENCE).code == 16
+    (before,) = edge.outbox.glob("*/outbox.sqlite3")
+    changed = make_bundle("other", name="other")
+    with make_server(changed) as server:
+        outcome = edge.run(server, data, bundle=changed.folder, json=True)
+        assert outcome.code == 0, outcome.err
+        assert server.ordinals() == [0, 1, 2]
+    assert f"bundle {changed.bundle_id[:12]} is another one than before: it begins a new outbox" in outcome.err
+    assert f"3 samples of bundle {edge.bundle_id[:12]} still wait in {before.parent}" in outcome.err
+    assert "run again with that bundle" in outcome.err
+    assert read_outbox_status(before.parent).waiting_samples == 3
+    several = edge.command("status", edge.outbox)
+    assert several.code == 22
+    assert "the outboxes of 2 bundles" in several.err
+    again = edge.run(server, data, bundle=changed.folder, **TINY_PATIENCE)
+    assert "begins a new outbox" not in again.err
+    assert "still wait" in again.err
+    with make_server() as server:
+        assert edge.run(server, data, json=True).summary["forward_passes"] == 3
+    assert read_outbox_status(before.parent).waiting_samples == 0
+
+
+def test_two_edges_with_one_outbox_folder_are_refused_although_their_bundles_differ(
+    edge, make_server, make_bundle
+) -> None:
+    data = edge.write(3)
+    process = edge.start(make_server(), data)
+    edge.wait_until_computed(3)
+    other = make_bundle("other", name="other")
+    outcome = edge.run(make_server(other), data, bundle=other.folder)
+    assert outcome.code == 20
+    assert "another sf-edge uses the outbox" in outcome.err
+    process.kill()
+
+
+def test_an_outbox_of_an_earlier_format_is_refused_by_name(edge, server, bundle) -> None:
+    folder = edge.outbox / bundle.bundle_id[:16]
+    folder.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(folder / DATABASE_FILE)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    outcome = edge.run(server, edge.write(3))
+    assert outcome.code == 22
+    assert f"{folder} has outbox format 1; this program reads 2" in outcome.err
 
 
 def test_two_edges_on_one_outbox_are_refused(edge, server, bundle) -> None:
@@ -284,7 +339,7 @@ def test_two_edges_on_one_outbox_are_refused(edge, server, bundle) -> None:
         codec=bundle.manifest.wire_codec,
         hidden=bundle.manifest.geometry.hidden,
     )
-    with outbox_module.Outbox(edge.outbox, owner=owner, max_bytes=1000):
+    with Outbox(edge.outbox, owner=owner, max_bytes=1000):
         outcome = edge.run(server, edge.write(3))
     assert outcome.code == 20
     assert "another sf-edge" in outcome.err
@@ -294,7 +349,7 @@ def test_two_edges_on_one_outbox_are_refused(edge, server, bundle) -> None:
     ("changes", "code", "says"),
     [
         ({"server": "nowhere"}, 2, "not an address"),
-        ({"server": "tcp://10.1.2.3:5555"}, 2, "not encrypted"),
+        ({"server": "tcp://10.1.2.3:5555"}, 2, "must be encrypted"),
         ({"server": "ipc:///tmp/" + "x" * 200}, 2, "cannot be used"),
         ({"max_tokens": 99}, 2, "bundle's 16"),
         ({"bundle": "missing"}, 13, "no bundle folder"),

@@ -35,6 +35,7 @@ from sf_edge.session import (
     Session,
     State,
     Terms,
+    Timing,
 )
 
 HELLO = Hello(
@@ -68,6 +69,51 @@ def samples(*sizes: int) -> list[Sample]:
 
 def stored(*ordinals: int, credit_bytes: int = 1000) -> Ack:
     return Ack(verdicts=tuple(map(Stored, ordinals)), credit_bytes=credit_bytes)
+
+
+def pings(actions: list[Action]) -> list[str | None]:
+    """What the pings among these actions say."""
+    return [
+        action.message.activity for action in actions if isinstance(action, Send) and isinstance(action.message, Ping)
+    ]
+
+
+def test_the_server_hears_at_once_what_holds_the_device_back_and_that_nothing_does_any_more() -> None:
+    session = welcomed_session()
+    assert pings(session.tick(1.0, waiting_samples=0)) == []
+    assert pings(session.tick(1.1, waiting_samples=0, activity="paused")) == ["paused"]
+    assert pings(session.tick(1.2, waiting_samples=0, activity="paused")) == []
+    session.receive(Pong(), 4.0)
+    assert pings(session.tick(6.5, waiting_samples=0)) == [None]
+
+
+def test_an_activity_that_changes_all_the_time_is_told_no_more_often_than_a_ping() -> None:
+    session = welcomed_session()
+    told = []
+    for tenth in range(600):
+        session.receive(Pong(), tenth / 10)
+        told += pings(session.tick(tenth / 10, waiting_samples=0, activity=f"paused: {tenth}"))
+        assert session.next_tick_s() > tenth / 10
+    assert len(told) == 60 / PING_AFTER_S
+
+
+def test_every_heartbeat_repeats_the_activity_and_a_new_connection_hears_it_again() -> None:
+    session = welcomed_session()
+    session.tick(0.0, waiting_samples=0, activity="paused")
+    assert pings(session.tick(PING_AFTER_S, waiting_samples=0, activity="paused")) == ["paused"]
+    session.receive(Refusal(code=RefusalCode.HELLO_FIRST, detail="who?"), 6.0)
+    session.tick(7.0, waiting_samples=0, activity="paused")
+    session.receive(Welcome(software="test", credit_bytes=1000), 7.0)
+    assert pings(session.tick(7.1, waiting_samples=0, activity="paused")) == ["paused"]
+
+
+def test_telling_what_holds_the_device_back_does_not_make_the_session_more_patient() -> None:
+    session = welcomed_session()
+    now_s = 0.0
+    while session.state is State.WELCOMED and now_s < 60:
+        now_s += 1.0
+        session.tick(now_s, waiting_samples=0, activity=f"paused: {now_s}")
+    assert now_s == 4 * PING_AFTER_S
 
 
 def test_it_says_hello_first_with_what_is_waiting() -> None:
@@ -214,6 +260,21 @@ def test_the_backoff_starts_small_again_after_a_welcome_and_has_jitter() -> None
     session.tick(0.0, waiting_samples=0)
     session.receive(Welcome(software="test", credit_bytes=1), 0.0)
     assert lose(session, 0.0) == pytest.approx(0.25)
+
+
+def test_an_impatient_session_asks_sooner_and_gives_up_a_connection_sooner() -> None:
+    timing = Timing(ping_after_s=0.5, answer_timeout_s=2.0, first_backoff_s=0.1, longest_backoff_s=0.2)
+    terms = Terms(hello=HELLO, address="tcp://server:1", give_up_after_s=0, timing=timing)
+    session = Session(terms, random=lambda: 1.0, now_s=0.0)
+    session.tick(0.0, waiting_samples=0)
+    assert session.next_tick_s() == 0.5
+    session.receive(Pong(), 1.9)
+    assert sent(session.tick(2.0, waiting_samples=0)) == [Hello]
+    delays = []
+    for _ in range(3):
+        delays.append(lose(session, 2.0))
+        session.tick(session.next_tick_s(), waiting_samples=0)
+    assert delays == pytest.approx([0.1, 0.2, 0.2])
 
 
 def test_any_message_counts_as_a_sign_of_life() -> None:

@@ -10,7 +10,9 @@ import pytest
 from sf_contract.errors import UsageError
 from sf_contract.messages import Role
 from sf_contract.settings import resolve_settings
-from sf_edge.settings import RunSettings, check_address, check_settings, device_from_hostname, valid_device_name
+from sf_edge.link_security import LinkChoice, check_address, check_link
+from sf_edge.outbox_place import DATABASE_FILE, outbox_folder
+from sf_edge.settings import RunSettings, check_settings, device_from_hostname, valid_device_name
 
 NEEDED = {"bundle": "b", "server": "tcp://127.0.0.1:5555", "data": "d.jsonl"}
 DEVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -60,7 +62,8 @@ def test_this_machine_has_a_device_name() -> None:
     ["tcp://127.0.0.1:5555", "tcp://localhost:1", "tcp://[::1]:65535", "tcp://127.1.2.3:80", "ipc:///tmp/socket"],
 )
 def test_addresses_of_this_machine_are_fine(address: str) -> None:
-    check_address(address, insecure=False)
+    check_address(address)
+    check_link(LinkChoice(address=address, key=None, server_key=None, insecure=False))
 
 
 @pytest.mark.parametrize(
@@ -70,15 +73,31 @@ def test_addresses_of_this_machine_are_fine(address: str) -> None:
 )  # fmt: skip
 def test_what_is_not_an_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="is not an address"):
-        check_address(address, insecure=True)
+        check_address(address)
 
 
 @pytest.mark.parametrize("address", ["tcp://192.168.1.2:5555", "tcp://server.example:5555", "tcp://[fe80::1]:5555"])
-def test_a_network_link_needs_insecure(address: str) -> None:
-    with pytest.raises(UsageError, match="not encrypted") as caught:
-        check_address(address, insecure=False)
+def test_a_network_link_needs_the_servers_key_or_consent(address: str) -> None:
+    choice = LinkChoice(address=address, key=None, server_key=None, insecure=False)
+    with pytest.raises(UsageError, match="must be encrypted") as caught:
+        check_link(choice)
+    assert "--server-key" in caught.value.cure
     assert "--insecure" in caught.value.cure
-    check_address(address, insecure=True)
+    check_link(LinkChoice(address=address, key=None, server_key="0" * 64, insecure=False))
+    check_link(LinkChoice(address=address, key=None, server_key=None, insecure=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"insecure": True, "server_key": "0" * 64}, "--insecure"),
+        ({"insecure": True, "key": "device.key"}, "--insecure"),
+        ({"key": "device.key"}, "both are needed"),
+    ],
+)
+def test_contradictory_options_of_the_link_are_refused_on_loopback_too(given: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_settings(settle(**given))
 
 
 def test_holdout_makes_no_sense_when_every_row_is_for_validation() -> None:
@@ -86,8 +105,13 @@ def test_holdout_makes_no_sense_when_every_row_is_for_validation() -> None:
         check_settings(settle(role="validation", holdout=0.1))
 
 
-def test_the_default_outbox_is_one_folder_per_device_and_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_devices_outboxes_are_in_one_folder_with_one_folder_per_bundle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    folder = settle(device="pi").outbox_folder("abcdef0123456789" + "0" * 48)
-    assert folder == Path("/home/someone/.local/state/splitfrozen/pi/abcdef0123456789")
-    assert settle(outbox="~/mine").outbox_folder("f" * 64) == Path("/home/someone/mine")
+    bundle_id = "abcdef0123456789" + "0" * 48
+    root = settle(device="pi").outbox_root()
+    assert outbox_folder(root, bundle_id) == Path("/home/someone/.local/state/splitfrozen/pi/abcdef0123456789")
+    assert settle(outbox="~/mine").outbox_root() == Path("/home/someone/mine")
+    (tmp_path / DATABASE_FILE).touch()
+    assert outbox_folder(tmp_path, bundle_id) == tmp_path, "the outbox itself may be named too"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sf_contract import key_files
 from sf_contract.bundle import SIGNATURE_FILE, open_bundle
 from sf_contract.command import run_command
 from sf_contract.signing import check_signature, read_signing_key, read_trust_list
@@ -87,7 +88,7 @@ def test_a_key_that_does_not_fit_on_the_disk_leaves_nothing(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(keys.os, "fsync", full)
+    monkeypatch.setattr(key_files.os, "fsync", full)
     assert keygen("--out", str(tmp_path / "team.key")) == 2
     assert "No space left" in capsys.readouterr().err
     assert names(tmp_path) == []

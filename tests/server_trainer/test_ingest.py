@@ -115,6 +115,31 @@ def test_a_whole_visit_is_answered_message_by_message(bench: Bench, make_sample:
     assert bench.store.counts().finished_devices == 1
 
 
+def test_what_holds_a_device_back_is_written_down_until_it_says_otherwise(bench: Bench) -> None:
+    bench.ask(bench.hello())
+    assert bench.ask(_arrival(PHONE, encode(Ping(activity="paused: battery at 12 %")))) == Pong()
+    bench.ingest.flush()
+    assert bench.store.device_summaries()[0].activity == "paused: battery at 12 %"
+    bench.ask(_arrival(PHONE, PING))
+    bench.ingest.flush()
+    assert bench.store.device_summaries()[0].activity == ""
+
+
+def test_a_new_greeting_ends_what_was_said_before_even_in_the_same_group(bench: Bench) -> None:
+    bench.ask(bench.hello())
+    bench.group(_arrival(PHONE, encode(Ping(activity="paused: battery at 12 %"))), bench.hello())
+    assert bench.store.device_summaries()[0].activity == ""
+
+
+def test_an_activity_that_no_terminal_should_show_is_no_message(bench: Bench) -> None:
+    bench.ask(bench.hello())
+    refused = bench.ask(_arrival(PHONE, encode(Ping(activity="paused\x1b[2J"))))
+    assert isinstance(refused, Refusal)
+    assert refused.code is RefusalCode.MALFORMED
+    bench.ingest.flush()
+    assert bench.store.device_summaries()[0].activity == ""
+
+
 def test_messages_that_arrive_together_are_answered_in_order(bench: Bench, make_sample: Any) -> None:
     answers = bench.group(
         bench.hello(),
@@ -252,7 +277,8 @@ def test_malformed_messages_are_reported_once_per_device(bench: Bench) -> None:
 def test_strangers_cannot_fill_the_screen(bench: Bench) -> None:
     for number in range(MAX_TOPICS + 100):
         bench.ask(bench.hello(b"%d" % number, device=f"stranger-{number}", error=0.9))
-    assert len(bench.lines) == MAX_TOPICS
+    assert len(bench.lines) == MAX_TOPICS + 1
+    assert "not told any more" in bench.lines[-1]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -184,13 +184,6 @@ def test_a_port_in_use_is_one_line_with_the_address_and_its_own_exit_code(receiv
     assert "Cure:" in line
 
 
-def test_unencrypted_reception_from_other_machines_needs_consent(receiver: Receiver) -> None:
-    receiver.launch(bind="tcp://0.0.0.0:*")
-    (line,) = receiver.last_words()
-    assert receiver.process.returncode == 2
-    assert "--insecure" in line
-
-
 def test_an_address_of_another_machine_cannot_be_bound(receiver: Receiver) -> None:
     receiver.launch(bind="tcp://192.0.2.1:5555", insecure=True)
     (line,) = receiver.last_words()

@@ -15,7 +15,7 @@ NO_BUNDLE = "0" * 64
 
 @pytest.fixture
 def router() -> Iterator[Router]:
-    with Router("tcp://127.0.0.1:*", insecure=False) as bound:
+    with Router("tcp://127.0.0.1:*") as bound:
         yield bound
 
 

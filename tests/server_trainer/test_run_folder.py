@@ -8,7 +8,7 @@ import pytest
 
 from sf_contract.errors import AlreadyRunning, MismatchError, StoreError, UsageError
 from sf_server.run_folder import IngestRecord, RunFolder, write_atomically
-from sf_server.settings import MAY_CHANGE_ON_RESUME, TrainSettings, check_bind, check_train_settings
+from sf_server.settings import MAY_CHANGE_ON_RESUME, TrainSettings, check_train_settings
 
 BUNDLE_ID = "b" * 64
 
@@ -134,25 +134,3 @@ def test_training_needs_exactly_one_way_to_know_that_the_data_is_complete(change
     check_train_settings(_settings())
     with pytest.raises(UsageError, match="--expect-devices and --expect-samples"):
         check_train_settings(_settings(**changes))
-
-
-@pytest.mark.parametrize(
-    "bind", ["tcp://127.0.0.1:5555", "tcp://127.1.2.3:*", "tcp://localhost:1", "tcp://[::1]:5555", "ipc:///tmp/x"]
-)
-def test_addresses_of_this_machine_alone_need_no_consent(bind: str) -> None:
-    check_bind(bind, insecure=False)
-
-
-@pytest.mark.parametrize(
-    "bind", ["tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.1.5:5555", "tcp://[::]:1", "tcp://127.evil.org:1"]
-)
-def test_addresses_that_others_reach_need_consent(bind: str) -> None:
-    with pytest.raises(UsageError, match="not encrypted"):
-        check_bind(bind, insecure=False)
-    check_bind(bind, insecure=True)
-
-
-@pytest.mark.parametrize("bind", ["", "5555", "localhost:5555", "udp://127.0.0.1:1", "tcp://", "tcp://127.0.0.1"])
-def test_what_is_no_address_is_a_usage_error(bind: str) -> None:
-    with pytest.raises(UsageError, match=r"address|port"):
-        check_bind(bind, insecure=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from sf_contract.errors import UsageError
 from sf_contract.limits import MIB
+from sf_server.devices_command import device_table
 from sf_server.main import COMMANDS, main
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings, with_absolute_paths
 from sf_server.store import Store
+from sf_server.stored import DeviceSummary
 from sf_server.train_command import read_settings
 
 NEEDED = ["--bundle", "b", "--run", "r", "--expect-devices", "2"]
@@ -50,7 +53,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", *NEEDED, "--epochs", "0"], "--epochs = 0"),
         (["train", *NEEDED, "--epochs", "many"], "invalid int value"),
         (["train", *NEEDED, "--dtype", "fp8"], "invalid choice"),
-        (["train", *NEEDED, "--bind", "tcp://0.0.0.0:1"], "not encrypted"),
+        (["train", *NEEDED, "--insecure", "--key", "server.key"], "--insecure receives in the clear"),
         (["train", "--bundle", "b", "--run", "r"], "neither of --expect-devices and --expect-samples"),
         (["train", "--run", "nowhere", "--resume"], "there is no run in nowhere"),
         (["devices"], "--run"),
@@ -160,6 +163,60 @@ def test_paths_do_not_depend_on_the_working_directory_and_hub_ids_stay(
     assert with_absolute_paths(hub).model == "openai-community/gpt2"
 
 
+@pytest.mark.parametrize(
+    ("former", "given", "kept"),
+    [
+        ({"insecure": True}, [], {"insecure": True, "key": None}),
+        ({"insecure": True}, ["--key", "k"], {"insecure": False, "key": "k"}),
+        ({"key": "k", "authorized": "a"}, [], {"key": "k", "authorized": "a"}),
+        ({"key": "k", "authorized": "a"}, ["--insecure"], {"key": None, "authorized": None, "insecure": True}),
+        ({"max_connections": 9, "device_mb_per_s": 0.5}, [], {"max_connections": 9, "device_mb_per_s": 0.5}),
+    ],
+)
+def test_a_resumed_run_may_change_between_keys_and_none(
+    tmp_path: Path, former: dict[str, Any], given: list[str], kept: dict[str, Any]
+) -> None:
+    run = _run_with(tmp_path, expect_devices=1, bind="tcp://*:5555", **former)
+    settings = read_settings(["--run", run, "--resume", *given])
+    assert {name: getattr(settings, name) for name in kept} == kept
+
+
+@pytest.fixture
+def train(make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`sf-server train` on a new run, without its two processes."""
+    monkeypatch.setattr("sf_server.train_command.supervise", lambda **_: 0)
+    bundle = make_bundle()
+    needed = ["--bundle", str(bundle.folder), "--run", str(tmp_path / "run"), "--expect-devices", "1"]
+    return lambda *more: main(["train", *needed, *more])
+
+
+def test_the_first_encrypted_start_makes_the_runs_key_and_later_ones_keep_it(train: Any, tmp_path: Path) -> None:
+    assert train("--bind", "tcp://0.0.0.0:5555") == 0
+    key = (tmp_path / "run" / "server.key").read_text()
+    assert train("--resume") == 0
+    assert (tmp_path / "run" / "server.key").read_text() == key
+    assert (tmp_path / "run" / "authorized").is_dir()
+
+
+def test_keys_may_be_put_into_the_folder_before_there_is_a_run(train: Any, tmp_path: Path) -> None:
+    (tmp_path / "run" / "authorized").mkdir(parents=True, mode=0o700)
+    assert train("--bind", "tcp://0.0.0.0:5555") == 0
+
+
+def test_on_loopback_and_with_consent_nothing_is_made(train: Any, tmp_path: Path) -> None:
+    assert train() == 0
+    assert train("--resume", "--bind", "tcp://0.0.0.0:5555", "--insecure") == 0
+    assert not (tmp_path / "run" / "server.key").exists()
+
+
+def test_a_key_that_cannot_be_used_leaves_no_run_behind(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--key", str(tmp_path / "none.key")) == 2
+    assert "there is no key" in capsys.readouterr().err
+    assert train("--bind", "tcp://0.0.0.0:5555") == 0
+
+
 @pytest.fixture
 def run_with_devices(tmp_path: Path, make_sample: Any) -> str:
     run = _run_with(tmp_path, expect_devices=1)
@@ -180,6 +237,18 @@ def test_devices_are_listed_as_a_table(run_with_devices: str, capsys: pytest.Cap
     assert headings.split()[:3] == ["device", "outbox", "samples"]
     assert phone.split()[:12] == ["phone", "11111111", "2", "0", "3", "5", "4", "1.23", "MB", "99", "B", "yes"]
     assert "no" in tablet.split()
+
+
+def test_what_holds_a_device_back_is_listed_with_its_age() -> None:
+    summary = DeviceSummary(
+        device="pi-3", outbox="1" * 32, bundle_id="b" * 64, self_test_error=0.0, first_seen_s=0.0, last_seen_s=100.0,
+        bytes_in=0, bytes_out=0, samples=0, repeats=0, rejected=0, malformed=0, skipped_rows=0, finished=False,
+        activity="paused: battery at 12 %", activity_s=97.0,
+    )  # fmt: skip
+    _, line = device_table([summary], now_s=104.0).splitlines()
+    assert line.endswith("4 s ago  paused: battery at 12 % (7 s ago)")
+    _, line = device_table([replace(summary, finished=True)], now_s=104.0).splitlines()
+    assert line.endswith("4 s ago")
 
 
 def test_devices_are_listed_as_json(run_with_devices: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from sf_contract.errors import DiskFull, StoreError
 from sf_contract.limits import MIB
 from sf_contract.messages import AlreadyStored, Role, Stored
 from sf_server.store import Store
+from sf_server.stored import held_back
 
 BUNDLE_ID = "b" * 64
 PHONE = {"device": "phone", "outbox": "1" * 32, "bundle_id": BUNDLE_ID}
@@ -177,6 +178,27 @@ def test_counters_add_up_and_times_are_those_passed_in(store: Store, make_sample
     assert (phone.bytes_in, phone.bytes_out, phone.rejected, phone.malformed, phone.skipped_rows) == (150, 15, 2, 1, 3)
     assert (phone.first_seen_s, phone.last_seen_s, phone.finished) == (1.0, 7.0, True)
     assert (tablet.bytes_in, tablet.finished) == (0, False)
+
+
+def test_what_a_device_said_last_about_being_held_back_is_kept_with_its_time(store: Store) -> None:
+    quiet = {"outbox": PHONE["outbox"], "bytes_in": 1, "bytes_out": 1, "malformed": 0}
+    store.note_traffic(**quiet, now_s=5.0, activity="paused: 81 °C hot, waits for 70 °C")
+    store.note_traffic(**quiet, now_s=6.0)
+    phone, tablet = store.device_summaries()
+    assert (phone.activity, phone.activity_s) == ("paused: 81 °C hot, waits for 70 °C", 5.0)
+    assert held_back([phone, tablet]) == [f"{PHONE['device']} (paused: 81 °C hot, waits for 70 °C)"]
+    store.note_traffic(**quiet, now_s=7.0, activity="")
+    phone, tablet = store.device_summaries()
+    assert (phone.activity, phone.activity_s) == ("", 7.0)
+    assert held_back([phone, tablet]) == []
+
+
+def test_only_the_outbox_a_device_used_last_says_what_holds_it_back(store: Store) -> None:
+    _greet(store, {**PHONE, "outbox": "9" * 32}, now_s=9.0)
+    store.note_traffic(
+        outbox=PHONE["outbox"], bytes_in=1, bytes_out=1, malformed=0, now_s=3.0, activity="paused: runs on battery"
+    )
+    assert held_back(store.device_summaries()) == []
 
 
 def test_a_device_that_brings_new_samples_has_not_finished(store: Store, make_sample: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Final
@@ -31,12 +31,17 @@ from sf_bench.arm.toolkit import (
 )
 from sf_contract.errors import UsageError
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _TOOLS: Final = {QEMU: "qemu-user", "gcc": "gcc", "apt-get": "apt", "dpkg-deb": "dpkg"}
 """Programs, and the Debian packages they come in."""
 _PACKAGES: Final = (f"python{PYTHON_VERSION}-minimal", f"libpython{PYTHON_VERSION}-stdlib", "libstdc++6", "libgcc-s1")
-_WHEELS: Final = ("numpy", "onnxruntime", "msgspec", "flatbuffers", "protobuf", "packaging")
-"""What `sf_contract.front_end` needs; ONNX Runtime needs the last three."""
+_WHEELS: Final = ("numpy", "msgspec", "onnxruntime", "pyzmq", "tokenizers", "PyNaCl", "cffi")
+"""What `sf-edge` needs: the packages of `requirements-edge.txt`."""
+_TEST_WHEELS: Final = (
+    *("pytest", "pytest-timeout", "iniconfig", "pluggy", "packaging", "Pygments", "hypothesis", "sortedcontainers"),
+    *("onnx", "ml_dtypes", "protobuf", "typing_extensions"),
+)
+"""What the tests of the device need beside it."""
 _GLIBC_TAGS: Final = (
     *(f"manylinux_2_{minor}_aarch64" for minor in (34, 28, 27, 26, 17)),
     "manylinux2014_aarch64",
@@ -65,16 +70,22 @@ def current_recipe() -> Recipe:
     """What a toolkit would be made from today: the same versions that this machine's own environment has."""
     return Recipe(
         format=_FORMAT,
-        wheels=tuple(f"{name}=={metadata.version(name)}" for name in _WHEELS),
+        wheels=_pinned(_WHEELS),
+        test_wheels=_pinned(_TEST_WHEELS),
         counter_sha256=hashlib.sha256(_counter_source()).hexdigest(),
         profiles_sha256=_digest(f"{profile.name} {profile.cpuinfo}" for profile in PROFILES.values()),
     )
 
 
 def make_toolkit(
-    folder: Path, *, say: Callable[[str], None], rebuild: bool, which: Callable[[str], str | None] = shutil.which
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    rebuild: bool,
+    which: Callable[[str], str | None] = shutil.which,
+    prove_with: Sequence[Profile] = tuple(PROFILES.values()),
 ) -> Toolkit:
-    """Make the toolkit where it is missing or out of date, and prove every profile.
+    """Make the toolkit where it is missing or out of date, and prove every profile, or those named.
 
     Raises:
         ToolMissing: programs are missing on this machine; the cure names the packages.
@@ -92,7 +103,7 @@ def make_toolkit(
         _build(toolkit, recipe, say)
     else:
         say(f"{folder} is up to date")
-    for profile in PROFILES.values():
+    for profile in prove_with:
         say(f"EMULATED {profile.name} ({profile.board}): {prove(toolkit, profile)}")
     return toolkit
 
@@ -119,12 +130,13 @@ def _build(toolkit: Toolkit, recipe: Recipe, say: Callable[[str], None]) -> None
     """Everything is made under its final path, and counts as made once the manifest is there."""
     folder = toolkit.folder
     _claim(folder)
-    for part in (toolkit.system, toolkit.wheels, folder / "roots", folder / "work"):
+    for part in (toolkit.system, toolkit.wheels, toolkit.test_wheels, folder / "roots", folder / "work"):
         shutil.rmtree(part, ignore_errors=True)
     say("1/4 unpacking Debian packages for arm64")
     unpack_packages(_PACKAGES, into=toolkit.system, work=folder / "work")
     say("2/4 unpacking aarch64 wheels")
-    _unpack_wheels(toolkit.wheels, recipe)
+    _unpack_wheels(toolkit.wheels, recipe.wheels)
+    _unpack_wheels(toolkit.test_wheels, recipe.test_wheels)
     say("3/4 compiling the instruction counter and the Python files")
     _compile_counter(toolkit)
     _compile_python(toolkit)
@@ -144,13 +156,17 @@ def _claim(folder: Path) -> None:
     manifest.write_bytes(b"{}")  # no recipe: what is unfinished does not pass for a toolkit
 
 
-def _unpack_wheels(into: Path, recipe: Recipe) -> None:
+def _pinned(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}=={metadata.version(name)}" for name in names)
+
+
+def _unpack_wheels(into: Path, wheels: Sequence[str]) -> None:
     tags = [part for tag in _GLIBC_TAGS for part in ("--platform", tag)]
     run_tool(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"),
             *("--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON_VERSION, *tags),
-            *("--no-compile", "--target", str(into), *recipe.wheels),
+            *("--no-compile", "--target", str(into), *wheels),
         ],
         doing="downloading aarch64 wheels",
         cure="check that pip can download on this machine, and that these versions have aarch64 wheels",
@@ -171,7 +187,7 @@ def _compile_python(toolkit: Toolkit) -> None:
     """Bytecode is the same on every architecture; made here, the emulated start takes half the time."""
     if sys.version_info[:2] != tuple(map(int, PYTHON_VERSION.split("."))):
         return
-    for folder in (toolkit.wheels, toolkit.system / "usr" / "lib" / f"python{PYTHON_VERSION}"):
+    for folder in (toolkit.wheels, toolkit.test_wheels, toolkit.system / "usr" / "lib" / f"python{PYTHON_VERSION}"):
         compileall.compile_dir(folder, quiet=2, workers=1, force=False)
 
 

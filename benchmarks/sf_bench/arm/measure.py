@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-import sf_contract
 from sf_bench.arm import guest
 from sf_bench.arm.counts import CountSummary, parse_marks, split_marks, summarize_counts
 from sf_bench.arm.guest import GuestReport, Job, SelfTest
 from sf_bench.arm.profiles import Profile
+from sf_bench.arm.staging import stage_code
 from sf_bench.arm.toolkit import EmulationFailed, Toolkit, emulator_command, run_emulated
 from sf_contract.bundle import open_bundle
 from sf_contract.errors import MismatchError, UsageError
@@ -109,7 +108,7 @@ def check_unchanged(ids: Mapping[Path, str], results: Sequence[ArmResult]) -> No
 def _count_on(plan: Plan, profile: Profile, toolkit: Toolkit) -> list[ArmResult]:
     job = Job(targets=tuple(str(target.resolve()) for target in plan.targets), tokens=plan.tokens, repeats=plan.repeats)
     with tempfile.TemporaryDirectory() as work:
-        code, counts = _stage_code(Path(work)), Path(work) / "counts"
+        code, counts = stage_code(Path(work)), Path(work) / "counts"
         arguments = [guest.__file__, msgspec.json.encode(job).decode()]
         said = run_emulated(emulator_command(toolkit, profile, arguments, code=code, counts=counts), profile)
         marks = parse_marks(counts.read_text(encoding="ascii"))
@@ -126,14 +125,6 @@ def _count_on(plan: Plan, profile: Profile, toolkit: Toolkit) -> list[ArmResult]
         )
         for target, part, self_test in zip(plan.targets, parts, report.self_tests, strict=True)
     ]
-
-
-def _stage_code(work: Path) -> Path:
-    """A folder with the contract alone: what else lies beside it was built for this machine's processor."""
-    code = work / "code"
-    source = Path(sf_contract.__file__).parent
-    shutil.copytree(source, code / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    return code
 
 
 def _decode(said: str, profile: Profile) -> GuestReport:

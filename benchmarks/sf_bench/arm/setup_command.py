@@ -10,9 +10,9 @@ from sf_bench.arm.profiles import PROFILES
 from sf_bench.arm.toolkit import default_folder
 from sf_contract.command import ArgumentParser, print_json, say
 
-_HELP = """Makes a folder with a small aarch64 Debian (Python only), the aarch64 wheels of NumPy, ONNX Runtime and msgspec in
-the versions installed here, and the plugin that counts instructions; then starts every profile once to prove it. A few
-minutes, about 220 MB on disk. Nothing is installed on the system: packages come through the apt and
+_HELP = """Makes a folder with a small aarch64 Debian (Python only), the aarch64 wheels that sf-edge and its tests need in the
+versions installed here, and the plugin that counts instructions; then starts every profile once to prove it. A few
+minutes, about 290 MB on disk. Nothing is installed on the system: packages come through the apt and
 pip that are configured here, with lists and caches of their own. A folder that is up to date is only proven again.
 
 Needs Debian 12 with: apt-get install qemu-user gcc

@@ -1,8 +1,9 @@
 """The toolkit folder that `sf-bench arm-setup` makes, and starting an emulated aarch64 Python in it.
 
-system/     unpacked Debian packages: Python and its libraries for arm64
-wheels/     aarch64 wheels: NumPy, ONNX Runtime, msgspec and what they need
-roots/NAME/ one root folder per profile
+system/      unpacked Debian packages: Python and its libraries for arm64
+wheels/      aarch64 wheels: what sf-edge needs
+test-wheels/ aarch64 wheels: what its tests need beside them
+roots/NAME/  one root folder per profile
 libinstruction_counter.so
 toolkit.json
 """
@@ -41,13 +42,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         format: raised when the folder's layout changes.
-        wheels: `name==version` of every wheel.
+        wheels: `name==version` of every wheel that sf-edge needs.
+        test_wheels: of every wheel that its tests need beside them.
         counter_sha256: of the plugin's source.
         profiles_sha256: of the profiles' `/proc/cpuinfo` files.
     """
 
     format: int
     wheels: tuple[str, ...]
+    test_wheels: tuple[str, ...]
     counter_sha256: str
     profiles_sha256: str
 
@@ -66,6 +69,11 @@ class Toolkit(msgspec.Struct, frozen=True):
     def wheels(self) -> Path:
         """The unpacked wheels."""
         return self.folder / "wheels"
+
+    @property
+    def test_wheels(self) -> Path:
+        """The unpacked wheels that only tests need."""
+        return self.folder / "test-wheels"
 
     @property
     def counter(self) -> Path:
@@ -111,6 +119,7 @@ def emulator_command(
     *,
     code: Path | None = None,
     counts: Path | None = None,
+    with_tests: bool = False,
 ) -> list[str]:
     """Command line of an emulated Python.
 
@@ -120,9 +129,11 @@ def emulator_command(
         arguments: of Python.
         code: a folder to import from, beside the wheels.
         counts: file for the instruction counts; nothing is counted without it.
+        with_tests: also import what only tests need.
     """
     plugin = [] if counts is None else ["-plugin", f"{toolkit.counter},out={counts}"]
-    path = os.pathsep.join(str(each) for each in (toolkit.wheels, code) if each is not None)
+    tests = toolkit.test_wheels if with_tests else None
+    path = os.pathsep.join(str(each) for each in (toolkit.wheels, code, tests) if each is not None)
     environment = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     given = [part for name, value in environment.items() for part in ("-E", f"{name}={value}")]
     python = toolkit.system / "usr" / "bin" / f"python{PYTHON_VERSION}"

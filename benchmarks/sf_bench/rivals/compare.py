@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from sf_bench.machine import Machine
 from sf_bench.rivals.contest import REFERENCE_RIVAL, Contest, Contestant, rival_contestants
 from sf_bench.rivals.contestants import BASELINE, NATIVE
 from sf_bench.rivals.protocol import FloatRows
@@ -17,6 +16,7 @@ from sf_bench.rivals.turns import Spread, plan_turns, ratios_to, spread_of, toke
 from sf_bench.rivals.worker_process import Turn, Worker, WorkerFailed
 from sf_contract.codec import relative_row_errors
 from sf_contract.errors import ModelError
+from sf_edge.machine import Machine
 
 Say = Callable[[str], None]
 
