@@ -6,15 +6,18 @@ from pathlib import Path
 
 from sf_contract import errors
 from sf_contract.errors import SplitFrozenError
+from support.source_tree import source_tree, with_tree
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_contributing_names_every_source_file():
+def test_contributing_shows_the_tree_as_it_is():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    sources = [*ROOT.glob("*/sf_*/*.py"), *ROOT.glob("examples/*/*.py")]
-    missing = [file.name for file in sources if file.name != "__init__.py" and f"  {file.name} " not in text]
-    assert missing == []
+    assert text == with_tree(text), "run: python tests/support/source_tree.py"
+
+
+def test_every_module_says_what_it_is_for():
+    assert [line for line in source_tree().splitlines() if line.endswith(".py")] == []
 
 
 def test_operations_explains_every_exit_code():

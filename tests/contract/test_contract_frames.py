@@ -18,9 +18,11 @@ from sf_contract.messages import (
     ActivationBatch,
     AlreadyStored,
     AnyMessage,
+    Approval,
     Finished,
     FinishNoted,
     Hello,
+    Inquiry,
     Ping,
     Pong,
     Refusal,
@@ -68,6 +70,20 @@ EXAMPLES: list[tuple[AnyMessage, bytes]] = [
         b'{"buffers":[],"message":{"activity":"paused: 81 \xc2\xb0C hot","type":"ping"}}',
     ),
     (Pong(), b'{"buffers":[],"message":{"type":"pong"}}'),
+    (
+        Inquiry(protocol=1, software="sf 1", device="pi", outbox=OUTBOX, bundle_id=BUNDLE, self_test_error=0.5),
+        b'{"buffers":[],"message":{"bundle_id":"' + BUNDLE.encode() + b'","device":"pi","outbox":"' + OUTBOX.encode()
+        + b'","protocol":1,"self_test_error":0.5,"software":"sf 1","type":"inquiry"}}',
+    ),
+    (
+        Inquiry(protocol=1, software="sf 1", device="pi"),
+        b'{"buffers":[],"message":{"bundle_id":null,"device":"pi","outbox":null,"protocol":1,"self_test_error":null,'
+        b'"software":"sf 1","type":"inquiry"}}',
+    ),
+    (
+        Approval(software="sf 1", clock_s=1795000000.5),
+        b'{"buffers":[],"message":{"clock_s":1795000000.5,"software":"sf 1","type":"approval"}}',
+    ),
 ]  # fmt: skip
 
 

@@ -19,9 +19,11 @@ from sf_contract.messages import (
     Ack,
     AlreadyStored,
     AnyMessage,
+    Approval,
     Finished,
     FinishNoted,
     Hello,
+    Inquiry,
     Ping,
     Pong,
     Refusal,
@@ -67,6 +69,8 @@ def valid_messages() -> list[Frames]:
         hello, Welcome(software="sf 1", credit_bytes=1024), Ack(verdicts=verdicts, credit_bytes=7),
         Refusal(code=RefusalCode.STORE_FULL, detail="full", retry_after_s=2.5), FinishNoted(), Pong(), Ping(),
         Ping(activity="paused: hot"), Finished(samples=2, rejected=1, skipped_rows=0),
+        Inquiry(protocol=PROTOCOL_VERSION, software="sf 1", device="pi", outbox="01" * 16, bundle_id=BUNDLE),
+        Approval(software="sf 1", clock_s=1.5),
     ]  # fmt: skip
     batches = [
         pack(BUNDLE, samples(count, codec=codec))

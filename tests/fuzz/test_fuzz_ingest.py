@@ -25,9 +25,11 @@ from sf_contract.messages import (
     Ack,
     ActivationBatch,
     AlreadyStored,
+    Approval,
     Finished,
     FinishNoted,
     Hello,
+    Inquiry,
     Ping,
     Pong,
     Refusal,
@@ -46,6 +48,7 @@ CREDIT_BYTES: Final = 400
 IDENTITIES: Final = (b"a", b"b", b"c", b"d" * 255)
 DEVICES: Final = ("phone", "tablet", "laptop")
 OUTBOXES: Final = ("0" * 32, "1" * 32, "2" * 32, "3" * 32)
+INQUIRY: Final = Inquiry(protocol=PROTOCOL_VERSION, software="x", device="phone", outbox=OUTBOXES[1], bundle_id=BUNDLE)
 MANIFEST: Final = msgspec.structs.replace(tiny_manifest(tiny_files()), wire_codec=WireCodec.INT8)
 
 
@@ -126,7 +129,7 @@ class World:
             case 2 | 3 | 4 | 5:
                 frames = encode(*pack(chance.choice((BUNDLE, BUNDLE, BUNDLE, "cd" * 32)), self.samples()))
             case _:
-                frames = encode(chance.choice((Ping(), Ping(activity="paused"), Finished(1, 0, 0), Pong())))
+                frames = encode(chance.choice((Ping(), Ping(activity="paused"), Finished(1, 0, 0), Pong(), INQUIRY)))
         return [bytes(frame) for frame in frames]
 
     @staticmethod
@@ -165,6 +168,8 @@ class World:
                 self.check_ack(arrival.identity, envelope, message, taken_bytes)
             case Pong():
                 assert isinstance(envelope.message, Ping)
+            case Approval():
+                assert isinstance(envelope.message, Inquiry)
             case FinishNoted():
                 assert isinstance(envelope.message, Finished)
             case Refusal():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,9 +21,11 @@ from sf_contract.messages import (
     Ack,
     AlreadyStored,
     AnyMessage,
+    Approval,
     Finished,
     FinishNoted,
     Hello,
+    Inquiry,
     Ping,
     Pong,
     Refusal,
@@ -86,6 +89,10 @@ class Bench:
         )
         return _arrival(identity, encode(message))
 
+    def inquiry(self, identity: bytes = TABLET, **changes: Any) -> Arrival:
+        message = Inquiry(protocol=PROTOCOL_VERSION, software="test", device="phone", bundle_id=self.bundle.bundle_id)
+        return _arrival(identity, encode(msgspec.structs.replace(message, **changes)))
+
     def batch(self, *samples: EncodedSample, identity: bytes = PHONE) -> Arrival:
         return _arrival(identity, encode(*pack(self.bundle.bundle_id, samples)))
 
@@ -138,6 +145,54 @@ def test_an_activity_that_no_terminal_should_show_is_no_message(bench: Bench) ->
     assert refused.code is RefusalCode.MALFORMED
     bench.ingest.flush()
     assert bench.store.device_summaries()[0].activity == ""
+
+
+def test_an_inquiry_is_approved_with_the_servers_time_and_nothing_of_it_is_kept(bench: Bench) -> None:
+    answer = bench.ask(bench.inquiry(outbox="1" * 32, self_test_error=0.01))
+    assert isinstance(answer, Approval)
+    assert answer.clock_s == bench.now_s
+    bench.ingest.flush()
+    assert bench.store.device_summaries() == []
+    first = bench.ask(_arrival(TABLET, PING))
+    assert isinstance(first, Refusal), "no session came of it"
+    assert first.code is RefusalCode.HELLO_FIRST
+
+
+def test_an_inquiry_leaves_the_session_of_the_same_device_alone(bench: Bench, make_sample: Any) -> None:
+    bench.ask(bench.hello())
+    for identity in (TABLET, PHONE):
+        assert isinstance(bench.ask(bench.inquiry(identity, outbox="1" * 32)), Approval)
+    assert isinstance(bench.ask(bench.batch(make_sample(0))), Ack)
+    assert bench.store.device_summaries()[0].self_test_error == 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"protocol": PROTOCOL_VERSION + 1}, RefusalCode.PROTOCOL),
+        ({"bundle_id": "0" * 64}, RefusalCode.BUNDLE),
+        ({"self_test_error": 0.9}, RefusalCode.SELF_TEST),
+        ({"outbox": "1" * 32, "device": "other"}, RefusalCode.DEVICE_NAME),
+        ({"outbox": "2" * 32}, RefusalCode.DEVICE_NAME),
+        ({"outbox": None}, RefusalCode.DEVICE_NAME),
+    ],
+)
+def test_an_inquiry_is_refused_for_what_a_hello_would_be(bench: Bench, changes: Any, code: RefusalCode) -> None:
+    bench.ask(bench.hello())
+    answer = bench.ask(bench.inquiry(**changes))
+    assert isinstance(answer, Refusal)
+    assert answer.code is code
+
+
+def test_an_inquiry_without_a_bundle_is_not_judged_by_one(bench: Bench) -> None:
+    assert isinstance(bench.ask(bench.inquiry(bundle_id=None, self_test_error=0.9)), Approval)
+
+
+def test_an_inquiry_to_a_server_that_needs_nothing_more_says_so(bench: Bench) -> None:
+    bench.ingest.close()
+    answer = bench.ask(bench.inquiry())
+    assert isinstance(answer, Refusal)
+    assert answer.code is RefusalCode.CLOSED
 
 
 def test_messages_that_arrive_together_are_answered_in_order(bench: Bench, make_sample: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_a_repeat_is_recognised_and_not_stored_again(store: Store, make_sample: 
     assert store.counts().train_samples == 3
     phone, _ = store.device_summaries()
     assert (phone.samples, phone.repeats) == (3, 1)
+
+
+def test_a_large_group_is_not_written_before_it_is_committed(store: Store, path: Path, make_sample: Any) -> None:
+    """What is written early, because it does not fit in SQLite's cache, is read and written again at the commit."""
+    log = path.with_name(path.name + "-wal")
+    first = make_sample(0, tokens=15_000)
+    samples = [replace(first, ordinal=ordinal) for ordinal in range(80)]
+    group_bytes = sum(sample.nbytes for sample in samples)
+    assert group_bytes > 8 * MIB
+    with store.commit():
+        before = log.stat().st_size
+        store.add(**PHONE, samples=samples)
+        assert log.stat().st_size == before
+    assert log.stat().st_size > group_bytes
 
 
 def test_two_outboxes_may_use_the_same_ordinals(store: Store, make_sample: Any) -> None:

@@ -59,7 +59,18 @@ def test_a_file_that_only_claims_to_be_gguf(tmp_path):
 
 
 def _edge(tmp_path, bundle, data, *options: object) -> list[object]:
-    return ["sf-edge", "run", "--bundle", bundle, "--data", data, "--outbox", tmp_path / "outbox", *options]
+    return [
+        "sf-edge",
+        "run",
+        "--no-governor",
+        "--bundle",
+        bundle,
+        "--data",
+        data,
+        "--outbox",
+        tmp_path / "outbox",
+        *options,
+    ]
 
 
 def test_a_server_that_is_not_there_keeps_the_samples_and_says_so(tmp_path, tiny_bundle, data):

@@ -41,7 +41,7 @@ def test_completions_are_learnt_from_activations(tmp_path, tiny_model, family):
     ) as server:  # fmt: skip
         server.wait_until((run / "ingest.json").exists, "an address")
         with Command(
-            ["sf-edge", "run", "--bundle", bundle, "--server", bound_address(run), "--data", data, "--device", "pi",
+            ["sf-edge", "run", "--no-governor", "--bundle", bundle, "--server", bound_address(run), "--data", data, "--device", "pi",
              "--outbox", tmp_path / "outbox", "--holdout", "0.1", "--json"],
             tmp_path / "edge.log",
         ) as edge:  # fmt: skip

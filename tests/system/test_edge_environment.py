@@ -84,7 +84,7 @@ def test_it_runs_a_device_against_a_server(edge_environment, tmp_path, tiny_bund
         server.wait_until((run / "ingest.json").exists, "an address")
         with Command(
             [
-                "sf-edge", "run", "--bundle", tiny_bundle, "--server", bound_address(run), "--device", "slim",
+                "sf-edge", "run", "--no-governor", "--bundle", tiny_bundle, "--server", bound_address(run), "--device", "slim",
                 "--data", tmp_path / "data.jsonl", "--outbox", tmp_path / "outbox", "--json",
             ],
             tmp_path / "edge.log",

@@ -37,7 +37,7 @@ def test_an_encrypted_run_from_keys_to_an_adapter(tmp_path, tiny_bundle, tiny_mo
         printed = shlex.split(line.partition("sf-edge run ")[2])
         with Command(
             [
-                "sf-edge", "run", *printed, "--bundle", tiny_bundle, "--data", tmp_path / "rows.jsonl", "--device", "pi-3",
+                "sf-edge", "run", "--no-governor", *printed, "--bundle", tiny_bundle, "--data", tmp_path / "rows.jsonl", "--device", "pi-3",
                 "--key", key, "--outbox", tmp_path / "outbox",
             ],
             tmp_path / "device.log",

@@ -57,7 +57,7 @@ def test_after_kills_in_the_middle_every_sample_is_stored_once_and_trained_exact
     def edge(device: str) -> Command:
         return Command(
             [
-                "sf-edge", "run", "--bundle", tiny_bundle, "--server", bound_address(run), "--device", device,
+                "sf-edge", "run", "--no-governor", "--bundle", tiny_bundle, "--server", bound_address(run), "--device", device,
                 "--data", tmp_path / f"{device}.jsonl", "--outbox", tmp_path / f"outbox-{device}", "--json",
             ],
             tmp_path / f"{device}.log",

@@ -92,7 +92,20 @@ def test_a_running_device_has_our_files_our_connection_and_no_thread_besides(bun
         monkeypatch.setenv("HOME", str(home))
         log = tmp_path / "edge.log"
         with Command(
-            ["sf-edge", "run", "--bundle", bundle, "--server", address, "--data", data, "--outbox", outbox, "--watch"],
+            [
+                "sf-edge",
+                "run",
+                "--no-governor",
+                "--bundle",
+                bundle,
+                "--server",
+                address,
+                "--data",
+                data,
+                "--outbox",
+                outbox,
+                "--watch",
+            ],
             log,
         ) as edge:
             edge.wait_until(lambda: len(stored_rows(run.path)) == len(rows), "samples in the store")

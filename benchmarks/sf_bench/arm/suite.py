@@ -14,8 +14,13 @@ from sf_bench.arm.toolkit import Toolkit, emulator_command
 from sf_contract.errors import UsageError
 
 _SHARED: Final = ("codec", "frames", "int4", "records", "samples", "signing", "tokenizer")
-PATHS: Final = ("tests/edge_runtime", *(f"tests/contract/test_contract_{name}.py" for name in _SHARED))
-"""The device's tests, and of what it shares with the server those where numbers, bytes or compiled libraries decide."""
+_DEVICE: Final = ("memory", "outbox", "outbox_durability", "process", "producer", "run", "session", "sources", "trust")
+PATHS: Final = (
+    *(f"tests/edge_runtime/test_edge_{name}.py" for name in _DEVICE),
+    *(f"tests/contract/test_contract_{name}.py" for name in _SHARED),
+)
+"""Tests of the device, and of what it shares with the server, in which numbers, bytes, compiled libraries, the file system
+or processes decide. The others are the same Python everywhere, or judge by the clock."""
 _PACKAGES: Final = ("sf_contract", "sf_edge", "sf_export")
 """What the tests import of ours; the exporter only for writing small bundles."""
 _PROFILE: Final = "emulated"

@@ -12,15 +12,16 @@ from sf_bench.arm.suite import PATHS, run_suite
 from sf_bench.arm.toolkit import ToolMissing, default_folder
 from sf_contract.command import ArgumentParser, say
 
-_HELP = f"""Runs the tests of sf-edge and of what it shares with the server, without the slow ones, as an aarch64 process
-under QEMU with the aarch64 wheels; processes that a test starts are emulated too. Makes or updates what sf-bench arm-setup
-makes, if needed.
+_HELP = f"""Runs the tests of sf-edge and of what it shares with the server in which the machine can make a difference,
+without the slow ones, as an aarch64 process under QEMU with the aarch64 wheels; processes that a test starts are emulated
+too. Makes or updates what sf-bench arm-setup makes, if needed.
 
 profiles:
 {described(tuple(PROFILES.values()))}
 
 examples:
   sf-bench arm-tests
+  sf-bench arm-tests -- tests/edge_runtime tests/contract
   sf-bench arm-tests --profile pi5 -- tests/edge_runtime/test_edge_outbox.py -x"""
 
 
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         nargs="*",
         default=[],
         metavar="PYTEST_ARGUMENT",
-        help=f"after -- (default: {PATHS[0]} and {len(PATHS) - 1} files of tests/contract)",
+        help=f"after -- (default: {len(PATHS)} files of tests)",
     )
     add("--profile", default="pi4", metavar="NAME", help="processor (default: pi4)")
     add("--root", type=Path, default=Path(), metavar="DIR", help="the checkout (default: this folder)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hostile.wire.attacks import Frames, on_server
-from hostile.wire.peers import PHONE, Mallory, hello, sample
+from hostile.wire.peers import BUNDLE_ID, PHONE, Mallory, hello, sample
 from sf_contract.limits import MIB
-from sf_contract.messages import Finished, FinishNoted, Ping, Pong, RefusalCode, Stored, Welcome
+from sf_contract.messages import Finished, FinishNoted, Inquiry, Ping, Pong, RefusalCode, Stored, Welcome
 
 OWN_OUTBOX = "f" * 32
 
@@ -84,3 +84,12 @@ def an_outbox_for_every_greeting(mallory: Mallory) -> Iterator[Frames]:
     """Every new outbox is a small row in the store, which counts against the store's quota; nothing else grows."""
     for number in range(100):
         yield mallory.says(hello("mallory", outbox=f"{number:032x}"))
+
+
+@on_server(RefusalCode.HELLO_FIRST, is_prepared=True, has_greeted=False)
+def an_inquiry_instead_of_a_greeting(mallory: Mallory) -> Iterator[Frames]:
+    """An inquiry is judged like a greeting and keeps nothing: whoever asked may still not send, and no outbox is taken."""
+    asked = Inquiry(protocol=1, software="x", device="mallory", outbox=OWN_OUTBOX, bundle_id=BUNDLE_ID)
+    for _ in range(100):
+        yield mallory.says(asked)
+    yield mallory.sends(sample(0))
