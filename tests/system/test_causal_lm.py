@@ -41,8 +41,8 @@ def test_completions_are_learnt_from_activations(tmp_path, tiny_model, family):
     ) as server:  # fmt: skip
         server.wait_until((run / "ingest.json").exists, "an address")
         with Command(
-            ["sf-edge", "run", "--no-governor", "--bundle", bundle, "--server", bound_address(run), "--data", data, "--device", "pi",
-             "--outbox", tmp_path / "outbox", "--holdout", "0.1", "--json"],
+            ["sf-edge", "run", "--no-governor", "--bundle", bundle, "--server", bound_address(run), "--data", data,
+             "--device", "pi", "--outbox", tmp_path / "outbox", "--holdout", "0.1", "--json"],
             tmp_path / "edge.log",
         ) as edge:  # fmt: skip
             assert json.loads(edge.finish())["samples"] == 300

@@ -37,8 +37,8 @@ def test_an_encrypted_run_from_keys_to_an_adapter(tmp_path, tiny_bundle, tiny_mo
         printed = shlex.split(line.partition("sf-edge run ")[2])
         with Command(
             [
-                "sf-edge", "run", "--no-governor", *printed, "--bundle", tiny_bundle, "--data", tmp_path / "rows.jsonl", "--device", "pi-3",
-                "--key", key, "--outbox", tmp_path / "outbox",
+                "sf-edge", "run", "--no-governor", *printed, "--bundle", tiny_bundle, "--data", tmp_path / "rows.jsonl",
+                "--device", "pi-3", "--key", key, "--outbox", tmp_path / "outbox",
             ],
             tmp_path / "device.log",
         ) as device:  # fmt: skip
