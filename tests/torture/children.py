@@ -25,7 +25,8 @@ DISK_LEFT_BYTES: Final = 64 * KIB
 GROWTH_BYTES: Final = 24 * MIB
 """What a process may need beyond what it needed when it had begun to work. Traffic explains little of it: four devices with
 64 KiB of credit, groups and batches made of that, an outbox of 64 KiB. Caches explain some: SQLite's 2 MiB, freed memory
-that the allocator keeps. A leak of 24 KiB per fault would pass it in 1,000 faults."""
+that the allocator keeps. A leak of 24 KiB per fault would pass it in 1,000 faults. The writer of a store has its own cache
+besides."""
 
 GROWTH_DESCRIPTORS: Final = 12
 """Open files beyond those at the beginning: connections that are half-open or not closed yet, of every device some."""
@@ -51,10 +52,10 @@ class Needs:
         if has_begun and not self.first_bytes:
             self.first_bytes, self.first_files = self.most_bytes, self.most_files
 
-    def problems(self, name: str) -> list[str]:
+    def problems(self, name: str, *, growth_bytes: int) -> list[str]:
         """What it needed too much of."""
         found = []
-        if self.first_bytes and self.most_bytes > self.first_bytes + GROWTH_BYTES:
+        if self.first_bytes and self.most_bytes > self.first_bytes + growth_bytes:
             found.append(f"{name} grew from {self.first_bytes / MIB:.0f} to {self.most_bytes / MIB:.0f} MiB")
         if self.first_files and self.most_files > self.first_files + GROWTH_DESCRIPTORS:
             found.append(f"{name} had {self.first_files}, then {self.most_files} open files")
@@ -68,10 +69,12 @@ class Child:
         name: for messages and log files.
         logs: folder for one log file per start.
         says_when_ready: words of its log file.
+        growth_bytes: memory it may need beyond what it needed when it had begun to work.
     """
 
-    def __init__(self, name: str, logs: Path, *, says_when_ready: str) -> None:
+    def __init__(self, name: str, logs: Path, *, says_when_ready: str, growth_bytes: int = GROWTH_BYTES) -> None:
         self.name = name
+        self._growth_bytes = growth_bytes
         self.starts = 0
         self.needs: list[Needs] = []
         self._logs = logs
@@ -149,7 +152,9 @@ class Child:
 
     def complaints(self) -> list[str]:
         """Tracebacks and warnings in any of its log files, and needs that grew too much."""
-        found = [problem for needs in self.needs for problem in needs.problems(self.name)]
+        found = [
+            problem for needs in self.needs for problem in needs.problems(self.name, growth_bytes=self._growth_bytes)
+        ]
         for path in sorted(self._logs.glob(f"{self.name}-*.log")):
             text = path.read_text("utf-8", "replace")
             if "Traceback" in text or "Warning" in text:

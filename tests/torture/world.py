@@ -21,7 +21,8 @@ from sf_contract.limits import KIB, MIB
 from sf_contract.link_keys import make_link_key
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
-from torture.children import Child, edge_arguments, ingest_arguments
+from sf_server.store import CACHE_BYTES
+from torture.children import GROWTH_BYTES, Child, edge_arguments, ingest_arguments
 from torture.wide_bundle import is_usable, row
 
 NARROW: Final = LinkProfile("narrow", delay_s=0.002, jitter_s=0.002, bytes_per_s=40_000.0)
@@ -77,7 +78,9 @@ class World:
         self.run = RunFolder(folder / "run")
         self.logs = folder / "logs"
         self.logs.mkdir()
-        self.ingest = Child("ingest", self.logs, says_when_ready="receiving devices")
+        self.ingest = Child(
+            "ingest", self.logs, says_when_ready="receiving devices", growth_bytes=GROWTH_BYTES + CACHE_BYTES
+        )
         self.ingest_lock = asyncio.Lock()
         self.devices = [Device(index, folder, logs=self.logs) for index in range(devices)]
         self._key = make_link_key(folder / "server.key")
