@@ -19,7 +19,7 @@ from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.command import print_json, say
 from sf_contract.errors import UsageError
 from sf_contract.tokenizer import open_tokenizer
-from sf_edge.machine import describe_machine
+from sf_edge.bench.machine import describe_machine
 
 CALIBRATION_WINDOWS: Final = 32
 

@@ -13,9 +13,9 @@ import msgspec
 from sf_contract.bundle import open_bundle
 from sf_contract.command import ArgumentParser, print_json, say
 from sf_contract.errors import UsageError
-from sf_edge.bench import Surroundings, bench, plan_for
-from sf_edge.bench_report import Shape, report_text
-from sf_edge.turns import Effort
+from sf_edge.bench.measurement import Surroundings, bench, plan_for
+from sf_edge.bench.report import Shape, report_text
+from sf_edge.bench.turns import Effort
 
 _HELP = """Alone: what sf-edge bench does, for every number of tokens with every batch size; the same table and the same JSON.
 

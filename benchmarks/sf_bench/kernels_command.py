@@ -10,7 +10,7 @@ import msgspec
 from sf_bench.front_end_command import whole_numbers
 from sf_bench.kernels import Shape, kernel_table, measure_kernels
 from sf_contract.command import ArgumentParser, print_json, say
-from sf_edge.machine import describe_machine
+from sf_edge.bench.machine import describe_machine
 
 SMOLLM2: Final = (Shape(576, 576, 2), Shape(576, 192, 2), Shape(576, 1536, 2), Shape(1536, 576, 1))
 

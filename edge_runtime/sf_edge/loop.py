@@ -18,11 +18,11 @@ from sf_contract.frames import decode, encode
 from sf_contract.messages import Finished
 from sf_edge.actions import Action, Connect, Disconnect, Send, Settle, Wait
 from sf_edge.clock import Clock
+from sf_edge.governor.pace import Pace
 from sf_edge.interrupts import Interrupts
-from sf_edge.link import Link
+from sf_edge.link.dealer import Link
 from sf_edge.memory import IdleMemory
-from sf_edge.outbox import Outbox
-from sf_edge.pace import Pace
+from sf_edge.outbox.queue import Outbox
 from sf_edge.producer import NotFinite, Produced, Producer, Unusable
 from sf_edge.progress import ProgressLine, Say, SkipNotices, WaitNotices, readable_bytes
 from sf_edge.session import BATCH_SAMPLES, Session, State

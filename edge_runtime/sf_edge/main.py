@@ -12,7 +12,7 @@ from typing import Any
 from sf_contract import SOFTWARE
 from sf_contract.command import ArgumentParser, print_json, run_command
 from sf_contract.errors import UsageError
-from sf_edge import bench_options
+from sf_edge.bench import options as bench_options
 from sf_edge.doctor import options as doctor_options
 
 _DESCRIPTION = """\
@@ -250,7 +250,7 @@ def _doctor(flags: dict[str, object]) -> int:
 
 def _keygen(given: dict[str, Any]) -> int:
     from sf_contract.link_keys import make_link_key  # noqa: PLC0415
-    from sf_edge.keygen import keygen_json, keygen_text  # noqa: PLC0415
+    from sf_edge.link.keygen import keygen_json, keygen_text  # noqa: PLC0415
 
     made = make_link_key(Path(given.get("out", _DEFAULT_KEY_FILE)).expanduser())
     if given.get("json", False):
@@ -262,7 +262,7 @@ def _keygen(given: dict[str, Any]) -> int:
 
 def _verify(given: dict[str, Any]) -> int:
     from sf_contract.signing import read_trust_list  # noqa: PLC0415
-    from sf_edge.verify import verification_json, verification_text, verify_bundle  # noqa: PLC0415
+    from sf_edge.bundles.verify import verification_json, verification_text, verify_bundle  # noqa: PLC0415
 
     trust = read_trust_list(Path(given["trust"]).expanduser()) if "trust" in given else None
     found = verify_bundle(Path(given["bundle"]).expanduser(), trust=trust, wanted_id=given.get("id"))
@@ -274,7 +274,7 @@ def _verify(given: dict[str, Any]) -> int:
 
 
 def _bench(given: dict[str, Any]) -> int:
-    from sf_edge.bench_command import bench_settings, run_bench  # noqa: PLC0415
+    from sf_edge.bench.command import bench_settings, run_bench  # noqa: PLC0415
 
     return run_bench(bench_settings(given))
 
@@ -292,9 +292,9 @@ def _slim(given: dict[str, Any]) -> int:
 
 
 def _status(given: dict[str, Any]) -> int:
-    from sf_edge.activity import read_activity  # noqa: PLC0415
-    from sf_edge.outbox import read_outbox_status  # noqa: PLC0415
-    from sf_edge.outbox_place import find_outbox  # noqa: PLC0415
+    from sf_edge.governor.activity import read_activity  # noqa: PLC0415
+    from sf_edge.outbox.place import find_outbox  # noqa: PLC0415
+    from sf_edge.outbox.queue import read_outbox_status  # noqa: PLC0415
     from sf_edge.status import status_json, status_text  # noqa: PLC0415
 
     folder = find_outbox(Path(given["outbox"]).expanduser())

@@ -16,23 +16,24 @@ from sf_contract.front_end import FrontEnd, open_front_end, run_self_test
 from sf_contract.messages import PROTOCOL_VERSION, Hello
 from sf_contract.signing import read_trust_list, signature_text
 from sf_contract.tokenizer import BundleTokenizer, open_tokenizer
-from sf_edge.activity import ActivityFile
-from sf_edge.bench_report import counted
-from sf_edge.candidates import Acceptance
-from sf_edge.choice import choose_bundle, this_place, tuned_threads
+from sf_edge.bench.report import counted
+from sf_edge.bench.tuning_files import default_tuning_folder
+from sf_edge.bundles.candidates import Acceptance
+from sf_edge.bundles.choice import choose_bundle, this_place, tuned_threads
 from sf_edge.clock import SYSTEM_CLOCK, Clock
-from sf_edge.folder_lock import FolderLock
+from sf_edge.governor.activity import ActivityFile
+from sf_edge.governor.pace import Pace, Senses, blind_spots, limits_of
+from sf_edge.governor.placement import parse_cpus, place_process
+from sf_edge.governor.probe import SystemProbe
 from sf_edge.interrupts import Interrupts
-from sf_edge.link import Link
-from sf_edge.link_security import open_link_keys
+from sf_edge.link.dealer import Link
+from sf_edge.link.security import open_link_keys
 from sf_edge.loop import EdgeLoop, Work
 from sf_edge.memory import give_back_memory
-from sf_edge.outbox import Outbox, read_outbox_status
-from sf_edge.outbox_place import beginning_text, outbox_folder, waiting_texts
-from sf_edge.outbox_records import OutboxStatus, Owner
-from sf_edge.pace import Pace, Senses, blind_spots, limits_of
-from sf_edge.placement import parse_cpus, place_process
-from sf_edge.probe import SystemProbe
+from sf_edge.outbox.lock import FolderLock
+from sf_edge.outbox.place import beginning_text, outbox_folder, waiting_texts
+from sf_edge.outbox.queue import Outbox, read_outbox_status
+from sf_edge.outbox.records import OutboxStatus, Owner
 from sf_edge.producer import Producer, RolePolicy, largest_sample_bytes, longest_sample_tokens
 from sf_edge.progress import RunSummary, summary_text
 from sf_edge.session import USUAL_TIMING, Session, State, Terms, Timing
@@ -41,7 +42,6 @@ from sf_edge.sources.files import Surroundings
 from sf_edge.sources.opening import check_data, open_source
 from sf_edge.sources.reading_rules import reading_rules
 from sf_edge.status import set_aside_lines
-from sf_edge.tuning_files import default_tuning_folder
 
 EXIT_SIGNAL_BASE = 128
 

@@ -36,7 +36,7 @@ from sf_contract.messages import (
     Welcome,
 )
 from sf_edge.actions import Action, Connect, Disconnect, Send, Settle, Wait
-from sf_edge.link_events import ENDS_ATTEMPT, Endpoints, LinkEvent, describe, failure
+from sf_edge.link.events import ENDS_ATTEMPT, Endpoints, LinkEvent, describe, failure
 
 PING_AFTER_S: Final = 5.0
 PINGS_BEFORE_LOST: Final = 3

@@ -14,7 +14,7 @@ from sf_contract.errors import UsageError
 from sf_contract.limits import MIB
 from sf_contract.messages import DeviceName, Role
 from sf_contract.records import RecordFormat
-from sf_edge.link_security import LinkChoice, check_link
+from sf_edge.link.security import LinkChoice, check_link
 from sf_edge.sources.opening import DataChoice
 
 GivenText = Annotated[str, Meta(min_length=1)]
@@ -47,7 +47,7 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     bundles too; `key` is this device's secret key file, None means the default one; `server_key` is the server's
     public key or its file, None means a link in the clear.
 
-    What the governor keeps to: percentages of 100, degrees Celsius; None means the usual limit (`sf_edge.pace`), for
+    What the governor keeps to: percentages of 100, degrees Celsius; None means the usual limit (`sf_edge.governor.pace`), for
     `max_cpu_pressure` and `max_cpu` none. `max_cpu` is a share of one core, 0.25 or "25%". `nice` 0 leaves the priority alone.
     """
 

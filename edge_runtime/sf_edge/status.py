@@ -7,8 +7,8 @@ from collections import Counter
 import msgspec
 
 from sf_contract.errors import one_line
-from sf_edge.activity import Activity
-from sf_edge.outbox_records import OutboxStatus, SetAside
+from sf_edge.governor.activity import Activity
+from sf_edge.outbox.records import OutboxStatus, SetAside
 from sf_edge.progress import readable_bytes
 from sf_edge.sources import SourcePosition
 

@@ -27,7 +27,7 @@ from sf_bench.rivals.turns import Spread
 from sf_bench.rivals.worker_process import Worker, WorkerFailed
 from sf_contract.bundle import open_bundle
 from sf_contract.errors import DataError, MismatchError, UsageError
-from sf_edge.machine import Machine, describe_machine
+from sf_edge.bench.machine import Machine, describe_machine
 from support.tiny_bundle import HIDDEN, write_tiny_bundle
 
 WINDOWS = ((1, 2, 3, 4), (4, 3, 2, 1))

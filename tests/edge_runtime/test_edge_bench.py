@@ -9,10 +9,13 @@ import pytest
 
 from sf_contract.errors import BundleError, SelfTestFailed, UsageError
 from sf_contract.front_end import open_front_end
-from sf_edge import run, tuning
-from sf_edge.bench import energy_of, plan_for, processor_share
-from sf_edge.bench_command import parse_shapes, parse_threads
-from sf_edge.bench_report import (
+from sf_edge import run
+from sf_edge.bench import tuning
+from sf_edge.bench.command import parse_shapes, parse_threads
+from sf_edge.bench.energy import NoMeter
+from sf_edge.bench.machine import Machine
+from sf_edge.bench.measurement import energy_of, plan_for, processor_share
+from sf_edge.bench.report import (
     SCHEMA_VERSION,
     Advice,
     BenchReport,
@@ -23,11 +26,9 @@ from sf_edge.bench_report import (
     Throttling,
     report_text,
 )
-from sf_edge.bench_start import measure_start, resident_bytes
-from sf_edge.energy import NoMeter
-from sf_edge.machine import Machine
-from sf_edge.tuning_files import tuning_path
-from sf_edge.turns import Effort, Measured, Turn
+from sf_edge.bench.start import measure_start, resident_bytes
+from sf_edge.bench.tuning_files import tuning_path
+from sf_edge.bench.turns import Effort, Measured, Turn
 
 QUICK = {"rounds": 2, "seconds": 0.05}
 SHORT = Effort(rounds=1, seconds=1.0)

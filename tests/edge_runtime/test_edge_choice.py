@@ -13,10 +13,10 @@ from sf_contract.bundle import MANIFEST_FILE, SIGNATURE_FILE, Bundle
 from sf_contract.errors import BundleError, MismatchError, SelfTestFailed, UntrustedBundle
 from sf_contract.manifest import Task, decode_manifest, encode_manifest
 from sf_contract.signing import SigningKey, TrustList
-from sf_edge.candidates import MOST_CANDIDATES, Acceptance, bundle_folders
-from sf_edge.choice import Choice, Place, choose_bundle
-from sf_edge.tuning import Contest
-from sf_edge.tuning_files import write_record
+from sf_edge.bench.tuning import Contest
+from sf_edge.bench.tuning_files import write_record
+from sf_edge.bundles.candidates import MOST_CANDIDATES, Acceptance, bundle_folders
+from sf_edge.bundles.choice import Choice, Place, choose_bundle
 
 KEY = SigningKey(bytes(range(32)))
 HERE, ELSEWHERE = "1" * 64, "2" * 64

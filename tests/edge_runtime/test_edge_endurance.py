@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sf_edge.link import Link
+from sf_edge.link.dealer import Link
 from sf_edge.sources.files import SHORTEST_LOOK_INTERVAL_S, FilesSource, Surroundings
 from sf_edge.sources.listing import OneFile
 from sf_edge.sources.reading_rules import ReadingRules

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sf_edge.energy import CounterMeter, NoMeter, PowerMeter, find_meter
-from sf_edge.kernel_files import read_line
-from sf_edge.throttling import judge, look_at
+from sf_edge.bench.energy import CounterMeter, NoMeter, PowerMeter, find_meter
+from sf_edge.bench.throttling import judge, look_at
+from sf_edge.governor.kernel_files import read_line
 
 
 class Watch:

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sf_edge.governor import BURST_S, SHORTEST_PAUSE_S, DutyCycle, Governor, Limits, Pause, Reading, Run, Throttle
+from sf_edge.governor.decisions import (
+    BURST_S,
+    SHORTEST_PAUSE_S,
+    DutyCycle,
+    Governor,
+    Limits,
+    Pause,
+    Reading,
+    Run,
+    Throttle,
+)
 
 LIMITS = Limits(
     min_battery_percent=20, max_temperature_c=75, max_memory_pressure_percent=10, max_cpu_pressure_percent=50

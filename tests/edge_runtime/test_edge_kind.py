@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sf_contract.errors import UsageError
-from sf_edge.activity import Activity
-from sf_edge.placement import parse_cpus
+from sf_edge.governor.activity import Activity
+from sf_edge.governor.placement import parse_cpus
 from sf_edge.status import activity_line
 
 

@@ -7,7 +7,7 @@ import pytest
 from sf_contract.errors import NotAuthorised, ServerUnreachable, SplitFrozenError, WrongServerKey
 from sf_contract.messages import PROTOCOL_VERSION, Hello, Refusal, RefusalCode, Welcome
 from sf_edge.actions import Connect, Disconnect, Send
-from sf_edge.link_events import ENDS_ATTEMPT, AttemptWatch, Endpoints, LinkEvent, Step, describe, failure, remedy
+from sf_edge.link.events import ENDS_ATTEMPT, AttemptWatch, Endpoints, LinkEvent, Step, describe, failure, remedy
 from sf_edge.session import LONGEST_KEY_BACKOFF_S, Session, State, Terms
 
 ADDRESS = "tcp://server:5555"

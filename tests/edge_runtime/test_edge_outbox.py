@@ -15,9 +15,9 @@ from sf_contract.activations import NO_TARGET, EncodedSample
 from sf_contract.codec import WireCodec, encode_rows
 from sf_contract.errors import AlreadyRunning, DiskFull, MismatchError, StoreError
 from sf_contract.messages import AlreadyStored, Rejected, RejectionCode, Role, Stored
-from sf_edge.outbox import Outbox, read_outbox_status
-from sf_edge.outbox_place import DATABASE_FILE
-from sf_edge.outbox_records import Owner
+from sf_edge.outbox.place import DATABASE_FILE
+from sf_edge.outbox.queue import Outbox, read_outbox_status
+from sf_edge.outbox.records import Owner
 from sf_edge.sources import SourcePosition
 from support.wire_rows import int4_for
 
@@ -262,8 +262,8 @@ import numpy as np
 from sf_contract.activations import EncodedSample
 from sf_contract.codec import WireCodec, encode_rows
 from sf_contract.messages import Role, Stored
-from sf_edge.outbox import Outbox
-from sf_edge.outbox_records import Owner
+from sf_edge.outbox.queue import Outbox
+from sf_edge.outbox.records import Owner
 from sf_edge.sources import SourcePosition
 
 owner = Owner(bundle_id="a" * 64, device="pi", codec=WireCodec.INT8, hidden=70)

@@ -19,9 +19,9 @@ from sf_contract.activations import EncodedSample
 from sf_contract.codec import WireCodec, encode_rows
 from sf_contract.errors import DiskFull, StoreError
 from sf_contract.messages import Role, Stored
-from sf_edge.outbox import Outbox, read_outbox_status
-from sf_edge.outbox_place import DATABASE_FILE
-from sf_edge.outbox_records import Owner
+from sf_edge.outbox.place import DATABASE_FILE
+from sf_edge.outbox.queue import Outbox, read_outbox_status
+from sf_edge.outbox.records import Owner
 from sf_edge.sources import SourcePosition
 
 OWNER = Owner(bundle_id="a" * 64, device="pi", codec=WireCodec.INT8, hidden=70)

@@ -28,14 +28,14 @@ from sf_contract.messages import (
     Stored,
     Welcome,
 )
-from sf_edge.activity import ACTIVITY_FILE, REWRITE_AFTER_S, Activity, ActivityFile, read_activity
 from sf_edge.clock import Clock
-from sf_edge.governor import Limits, Reading
+from sf_edge.governor.activity import ACTIVITY_FILE, REWRITE_AFTER_S, Activity, ActivityFile, read_activity
+from sf_edge.governor.decisions import Limits, Reading
+from sf_edge.governor.pace import READ_EVERY_S, Pace, Senses, blind_spots, limits_of
 from sf_edge.interrupts import Interrupts
 from sf_edge.loop import COMMIT_AFTER_S, EdgeLoop, Work
-from sf_edge.outbox import Outbox
-from sf_edge.outbox_records import Owner
-from sf_edge.pace import READ_EVERY_S, Pace, Senses, blind_spots, limits_of
+from sf_edge.outbox.queue import Outbox
+from sf_edge.outbox.records import Owner
 from sf_edge.producer import Produced
 from sf_edge.session import Session, Terms
 from sf_edge.settings import RunSettings, cpu_share

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sf_edge.governor import Reading
-from sf_edge.probe import SystemProbe
+from sf_edge.governor.decisions import Reading
+from sf_edge.governor.probe import SystemProbe
 
 PRESSURE = "some avg10={:.2f} avg60=1.00 avg300=0.50 total=123\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n"
 

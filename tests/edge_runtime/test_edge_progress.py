@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sf_edge.actions import Wait
 from sf_edge.counters import Counters
-from sf_edge.outbox_records import SetAside
+from sf_edge.outbox.records import SetAside
 from sf_edge.progress import SKIPS_SHOWN, ProgressLine, SkipNotices, WaitNotices, readable_bytes
 from sf_edge.status import SET_ASIDE_SHOWN, set_aside_lines
 

@@ -12,10 +12,10 @@ import pytest
 
 from sf_contract.codec import decode_rows, relative_row_errors
 from sf_contract.messages import Finished, Refusal, RefusalCode, Role
-from sf_edge import outbox_file
-from sf_edge.outbox import Outbox, read_outbox_status
-from sf_edge.outbox_place import DATABASE_FILE
-from sf_edge.outbox_records import Owner
+from sf_edge.outbox import file as outbox_file
+from sf_edge.outbox.place import DATABASE_FILE
+from sf_edge.outbox.queue import Outbox, read_outbox_status
+from sf_edge.outbox.records import Owner
 
 TINY_PATIENCE = {"give_up_after_s": 0.3}
 

@@ -12,8 +12,8 @@ import pytest
 
 from sf_contract.limits import MIB
 from sf_contract.messages import Role
-from sf_edge.link import Link
-from sf_edge.outbox import read_outbox_status
+from sf_edge.link.dealer import Link
+from sf_edge.outbox.queue import read_outbox_status
 from sf_edge.sources import opening
 
 

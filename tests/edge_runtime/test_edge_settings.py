@@ -10,8 +10,8 @@ import pytest
 from sf_contract.errors import UsageError
 from sf_contract.messages import Role
 from sf_contract.settings import resolve_settings
-from sf_edge.link_security import LinkChoice, check_address, check_link
-from sf_edge.outbox_place import DATABASE_FILE, outbox_folder
+from sf_edge.link.security import LinkChoice, check_address, check_link
+from sf_edge.outbox.place import DATABASE_FILE, outbox_folder
 from sf_edge.settings import RunSettings, check_settings, device_from_hostname, valid_device_name
 
 NEEDED = {"bundle": "b", "server": "tcp://127.0.0.1:5555", "data": "d.jsonl"}

@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from sf_edge.bench_report import CellResult, Shape
-from sf_edge.energy import Mark
-from sf_edge.machine import Machine, describe_machine, machine_digest
-from sf_edge.tuning import (
+from sf_edge.bench.energy import Mark
+from sf_edge.bench.machine import Machine, describe_machine, machine_digest
+from sf_edge.bench.report import CellResult, Shape
+from sf_edge.bench.tuning import (
     Contest,
     Tried,
     Tuning,
@@ -21,8 +21,8 @@ from sf_edge.tuning import (
     must_gain,
     threads_that_pay,
 )
-from sf_edge.tuning_files import contest_path, read_contest, read_tuning, tuning_path, write_record
-from sf_edge.turns import (
+from sf_edge.bench.tuning_files import contest_path, read_contest, read_tuning, tuning_path, write_record
+from sf_edge.bench.turns import (
     FEWEST_RUNS,
     MOST_RUNS,
     WARM_UP_RUNS,

@@ -33,7 +33,7 @@ from sf_contract.messages import (
     Welcome,
 )
 from sf_edge.actions import Action, Connect, Disconnect, Send, Settle
-from sf_edge.link_events import LinkEvent
+from sf_edge.link.events import LinkEvent
 from sf_edge.session import MOST_IN_FLIGHT_BYTES, Session, State, Terms
 
 SEQUENCES: Final = 10_000

@@ -23,10 +23,10 @@ from sf_contract.codec import WireCodec, encode_rows
 from sf_contract.frames import RawFrame, decode, encode
 from sf_contract.link_keys import LinkSecretKey, new_link_key, public_key_from, read_link_key
 from sf_contract.messages import PROTOCOL_VERSION, AnyMessage, Hello, Role
-from sf_edge.first_contact import FirstContact, make_contact
-from sf_edge.link import Link
-from sf_edge.link_events import LinkEvent
-from sf_edge.link_security import LinkKeys
+from sf_edge.link.dealer import Link
+from sf_edge.link.events import LinkEvent
+from sf_edge.link.first_contact import FirstContact, make_contact
+from sf_edge.link.security import LinkKeys
 from sf_server.link_security import prepare_link
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings

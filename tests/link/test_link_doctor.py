@@ -23,7 +23,7 @@ from sf_contract.signing import new_signing_key
 from sf_edge.doctor.examine import examine
 from sf_edge.doctor.findings import Check, Finding, State
 from sf_edge.doctor.instruments import Instruments, system_instruments
-from sf_edge.governor import Reading
+from sf_edge.governor.decisions import Reading
 from sf_edge.main import main as edge
 from sf_edge.settings import DoctorSettings
 from sf_server.store import Store
@@ -353,7 +353,9 @@ def test_a_working_session_goes_on_while_the_doctor_asks(server, doctor, key, tm
     assert named.code == 14
 
 
-@pytest.mark.parametrize("wall_s", [12_345.0, time.time() - 90_000, time.time() + 9_000])
+@pytest.mark.parametrize(
+    "wall_s", [12_345.0, time.time() - 90_000, time.time() + 9_000], ids=["never-set", "a-day-behind", "hours-ahead"]
+)
 def test_a_wrong_clock_is_a_warning_that_says_what_it_harms(server, key, tmp_path, wall_s) -> None:
     welcome(server, key)
     found = examined(server, tmp_path, wall_s=lambda: wall_s)

@@ -10,8 +10,8 @@ import pytest
 
 from sf_contract.link_keys import new_link_key
 from sf_contract.messages import Ack, Refusal, RefusalCode, Welcome
-from sf_edge.greeting import Greeting, ask_greeting
-from sf_edge.link_events import LinkEvent, describe
+from sf_edge.link.events import LinkEvent, describe
+from sf_edge.link.greeting import Greeting, ask_greeting
 
 from .conftest import PATIENCE_S
 

@@ -16,7 +16,7 @@ from sf_contract.frames import encode
 from sf_contract.limits import MIB
 from sf_contract.link_keys import new_link_key
 from sf_contract.messages import Ack, Ping, Refusal, RefusalCode, Welcome
-from sf_edge.link_events import LinkEvent
+from sf_edge.link.events import LinkEvent
 
 from .conftest import PATIENCE_S, eventually
 

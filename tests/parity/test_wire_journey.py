@@ -14,8 +14,8 @@ from sf_contract.frames import decode, encode
 from sf_contract.front_end import FrontEnd
 from sf_contract.int4 import Int4Parameters, calibrate
 from sf_contract.messages import ActivationBatch, Role
-from sf_edge.outbox import Outbox
-from sf_edge.outbox_records import Owner
+from sf_edge.outbox.queue import Outbox
+from sf_edge.outbox.records import Owner
 from sf_edge.sources import SourcePosition
 from sf_export.graph import export_graph, serialize
 from sf_model.checkpoint import load_model, open_checkpoint

@@ -87,6 +87,7 @@ def test_a_device_may_have_an_old_and_a_new_key_for_a_while(folder) -> None:
         ("has space.pub", new_link_key().public.line(), "cannot be a device's name"),
         (".pub", new_link_key().public.line(), "cannot be a device's name"),
     ],
+    ids=["no-key", "secret-key", "a-name-with-a-space", "no-name"],
 )
 def test_a_file_that_cannot_be_used_is_named_once_and_authorizes_nobody(folder, name, content, says) -> None:
     good = new_link_key().public

@@ -13,7 +13,7 @@ import pytest
 from sf_bench.arm.device import compare_devices
 from sf_bench.arm.profiles import PROFILES
 from sf_bench.arm.toolkit import Toolkit, ToolMissing, default_folder, open_toolkit
-from sf_edge.outbox import read_outbox_status
+from sf_edge.outbox.queue import read_outbox_status
 from support.processes import stored_rows
 
 pytestmark = pytest.mark.slow

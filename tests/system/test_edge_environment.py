@@ -61,7 +61,7 @@ def test_it_has_few_packages_and_is_small(edge_environment, capsys):
 def test_what_its_packages_say_they_need_besides_is_not_there_and_not_missed(edge_environment):
     unused = ("flatbuffers", "google.protobuf", "packaging", "sympy", "coloredlogs", "huggingface_hub", "pycparser")
     code = (
-        "import importlib.util, sf_contract.front_end, sf_contract.tokenizer, sf_contract.signing, sf_edge.link\n"
+        "import importlib.util, sf_contract.front_end, sf_contract.tokenizer, sf_contract.signing, sf_edge.link.dealer\n"
         f"print([name for name in {unused} if importlib.util.find_spec(name.partition('.')[0])])"
     )
     done = subprocess.run(

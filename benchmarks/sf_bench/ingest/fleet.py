@@ -1,6 +1,6 @@
 """Many simulated devices in one process and one ZeroMQ context: a DEALER socket each, and one wait for all of them.
 
-`sf_edge.link.Link` has a context of its own, which is two threads; five hundred of them would be a thousand.
+`sf_edge.link.dealer.Link` has a context of its own, which is two threads; five hundred of them would be a thousand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zmq
 from sf_bench.ingest.device import Device, Message, Settled
 from sf_contract.errors import ServerUnreachable, UsageError
 from sf_contract.frames import decode, encode
-from sf_edge.link_security import LinkKeys
+from sf_edge.link.security import LinkKeys
 
 DESCRIPTORS_PER_DEVICE: Final = 2
 """A connection, and the one that wakes its socket's thread."""

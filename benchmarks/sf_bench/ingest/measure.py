@@ -17,7 +17,7 @@ from sf_bench.ingest.samples import SampleShape, Supply
 from sf_bench.ingest.server import ingest_for
 from sf_bench.ingest.settings import IngestSettings
 from sf_contract.limits import MIB
-from sf_edge.machine import describe_machine
+from sf_edge.bench.machine import describe_machine
 from sf_edge.session import MOST_IN_FLIGHT_BYTES
 
 REFERENCE_BYTES: Final = 1 * MIB

@@ -11,7 +11,7 @@ from sf_bench.ingest.disk import GroupRates, Rate
 from sf_bench.ingest.samples import SampleShape
 from sf_bench.ingest.statistics import jain_index, percentile
 from sf_bench.ingest.watch import Reading, rss_growth
-from sf_edge.machine import Machine
+from sf_edge.bench.machine import Machine
 
 
 class Waits(msgspec.Struct, frozen=True):

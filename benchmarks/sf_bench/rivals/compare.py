@@ -16,7 +16,7 @@ from sf_bench.rivals.turns import Spread, plan_turns, ratios_to, spread_of, toke
 from sf_bench.rivals.worker_process import Turn, Worker, WorkerFailed
 from sf_contract.codec import relative_row_errors
 from sf_contract.errors import ModelError
-from sf_edge.machine import Machine
+from sf_edge.bench.machine import Machine
 
 Say = Callable[[str], None]
 

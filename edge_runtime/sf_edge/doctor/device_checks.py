@@ -13,15 +13,15 @@ from sf_contract.bundle import MANIFEST_FILE, Bundle
 from sf_contract.errors import DiskFull, StoreError
 from sf_contract.limits import KIB, MIB
 from sf_contract.link_keys import LinkSecretKey, read_link_key
-from sf_edge.activity import read_activity
 from sf_edge.doctor.findings import Concern, Found
-from sf_edge.folder_lock import FolderLock
-from sf_edge.governor import Governor, Reading
-from sf_edge.link_security import LinkChoice, device_key_path
-from sf_edge.outbox import check_owner, read_outbox_status
-from sf_edge.outbox_place import has_outbox, outbox_folder
-from sf_edge.outbox_records import OutboxStatus, Owner
-from sf_edge.pace import blind_spots, limits_of
+from sf_edge.governor.activity import read_activity
+from sf_edge.governor.decisions import Governor, Reading
+from sf_edge.governor.pace import blind_spots, limits_of
+from sf_edge.link.security import LinkChoice, device_key_path
+from sf_edge.outbox.lock import FolderLock
+from sf_edge.outbox.place import has_outbox, outbox_folder
+from sf_edge.outbox.queue import check_owner, read_outbox_status
+from sf_edge.outbox.records import OutboxStatus, Owner
 from sf_edge.progress import readable_bytes
 from sf_edge.settings import DeviceSettings
 

@@ -21,9 +21,9 @@ from sf_edge.doctor.local_checks import (
 )
 from sf_edge.doctor.report import conclusion_text, finding_text, report_json
 from sf_edge.doctor.visit import VISIT_CHECKS, Visit
-from sf_edge.link_security import LinkChoice
-from sf_edge.outbox_records import OutboxStatus
-from sf_edge.placement import parse_cpus
+from sf_edge.governor.placement import parse_cpus
+from sf_edge.link.security import LinkChoice
+from sf_edge.outbox.records import OutboxStatus
 from sf_edge.settings import DoctorSettings
 from sf_edge.sources.opening import DataChoice
 

@@ -12,17 +12,17 @@ from sf_contract.command import say
 from sf_contract.front_end import open_front_end, run_self_test
 from sf_contract.messages import Inquiry
 from sf_contract.tokenizer import open_tokenizer
-from sf_edge.choice import remembered_choice, this_place
+from sf_edge.bench.tuning_files import default_tuning_folder
+from sf_edge.bundles.choice import remembered_choice, this_place
 from sf_edge.doctor.device_checks import DiskSpace, disk_space
 from sf_edge.doctor.local_checks import ComputeError, Remember
 from sf_edge.doctor.network_checks import Network, connect_within, resolve_within
-from sf_edge.first_contact import FirstContact, make_contact
-from sf_edge.greeting import ask_greeting
-from sf_edge.link import Link
-from sf_edge.link_security import LinkKeys
-from sf_edge.probe import Probe, SystemProbe
+from sf_edge.governor.probe import Probe, SystemProbe
+from sf_edge.link.dealer import Link
+from sf_edge.link.first_contact import FirstContact, make_contact
+from sf_edge.link.greeting import ask_greeting
+from sf_edge.link.security import LinkKeys
 from sf_edge.settings import DoctorSettings
-from sf_edge.tuning_files import default_tuning_folder
 
 Ask = Callable[[str, LinkKeys | None, Inquiry], FirstContact]
 """Asks the server at an address; encrypted with the keys, in the clear without."""

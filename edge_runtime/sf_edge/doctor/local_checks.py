@@ -8,7 +8,15 @@ from pathlib import Path
 from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.errors import SplitFrozenError
 from sf_contract.signing import TrustList, check_signature, read_trust_list, signature_text
-from sf_edge.candidates import Acceptance, Candidate, LeftOut, bundle_folders, check_same_front_end, none_left, sift
+from sf_edge.bundles.candidates import (
+    Acceptance,
+    Candidate,
+    LeftOut,
+    bundle_folders,
+    check_same_front_end,
+    none_left,
+    sift,
+)
 from sf_edge.doctor.findings import Concern, Found
 from sf_edge.progress import readable_bytes
 from sf_edge.settings import DeviceSettings, check_combination

@@ -21,10 +21,10 @@ from sf_contract.errors import (
 from sf_contract.link_keys import LinkPublicKey, public_key_from
 from sf_contract.messages import Approval, Inquiry, Refusal, RefusalCode, Welcome
 from sf_edge.doctor.findings import Concern, Found
-from sf_edge.first_contact import FirstContact
-from sf_edge.greeting import Greeting
-from sf_edge.link_events import Endpoints, LinkEvent, describe, kind_of, remedy
-from sf_edge.link_security import LinkChoice, check_address, check_link, host_and_port, is_this_machine
+from sf_edge.link.events import Endpoints, LinkEvent, describe, kind_of, remedy
+from sf_edge.link.first_contact import FirstContact
+from sf_edge.link.greeting import Greeting
+from sf_edge.link.security import LinkChoice, check_address, check_link, host_and_port, is_this_machine
 from sf_edge.session import refusal_cure
 
 _NO_CONNECTION: Final = frozenset({None, LinkEvent.NO_LISTENER, LinkEvent.NO_ADDRESS})

@@ -17,9 +17,9 @@ from sf_edge.doctor.network_checks import (
     look_at_tcp,
     look_at_verdict,
 )
-from sf_edge.first_contact import FirstContact
-from sf_edge.link_events import Endpoints
-from sf_edge.link_security import LinkChoice, LinkKeys
+from sf_edge.link.events import Endpoints
+from sf_edge.link.first_contact import FirstContact
+from sf_edge.link.security import LinkChoice, LinkKeys
 
 VISIT_CHECKS: Final = (
     Check.ADDRESS, Check.KEY, Check.SERVER_KEY, Check.NAME, Check.TCP, Check.HANDSHAKE, Check.VERDICT,

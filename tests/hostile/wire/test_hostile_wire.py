@@ -18,8 +18,8 @@ from sf_contract.errors import MAX_SHOWN
 from sf_contract.frames import decode, encode
 from sf_contract.limits import MIB
 from sf_contract.messages import Ack, AlreadyStored, AnyMessage, Refusal, Rejected, RejectionCode, Stored, Welcome
-from sf_edge.outbox import Outbox
-from sf_edge.outbox_records import Owner
+from sf_edge.outbox.queue import Outbox
+from sf_edge.outbox.records import Owner
 from sf_edge.session import Session, Terms
 from sf_edge.sources import SourcePosition
 from support.tiny_bundle import HIDDEN

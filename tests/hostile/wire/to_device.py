@@ -29,7 +29,7 @@ from sf_contract.messages import (
     Welcome,
 )
 from sf_edge.actions import Send
-from sf_edge.outbox_records import SetAside
+from sf_edge.outbox.records import SetAside
 from sf_edge.session import ANSWER_TIMEOUT_S, MOST_IN_FLIGHT_BYTES, SHORTEST_HELLO_INTERVAL_S, Session, State
 from sf_edge.status import set_aside_lines
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sf_contract.errors import MalformedMessage
 from sf_contract.frames import decode, encode
 from sf_contract.messages import Approval, Hello, Inquiry, Refusal, Welcome
-from sf_edge.link import Link
-from sf_edge.link_events import LinkEvent
+from sf_edge.link.dealer import Link
+from sf_edge.link.events import LinkEvent
 
 FirstAnswer = Welcome | Approval | Refusal
 

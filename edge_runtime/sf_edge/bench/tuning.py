@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from sf_contract.manifest import Sha256
-from sf_edge.bench_report import QUIET_SHARE, Advice, BatchFinding, CellResult
+from sf_edge.bench.report import QUIET_SHARE, Advice, BatchFinding, CellResult
 
 SCHEMA_VERSION: Final = 1
 

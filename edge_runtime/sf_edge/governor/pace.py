@@ -7,10 +7,10 @@ from typing import Final, assert_never
 
 from sf_contract.limits import MAX_ACTIVITY_CHARACTERS
 from sf_edge.actions import Wait
-from sf_edge.activity import ActivityFile
 from sf_edge.clock import Clock
-from sf_edge.governor import Decision, Governor, Limits, Pause, Reading, Run, Throttle
-from sf_edge.probe import Probe
+from sf_edge.governor.activity import ActivityFile
+from sf_edge.governor.decisions import Decision, Governor, Limits, Pause, Reading, Run, Throttle
+from sf_edge.governor.probe import Probe
 from sf_edge.progress import Say, WaitNotices
 from sf_edge.settings import DeviceSettings, cpu_share
 

@@ -15,8 +15,8 @@ import zmq
 from sf_contract.errors import UsageError
 from sf_contract.frames import RawFrame
 from sf_contract.limits import CURVE_FRAME_BYTES, MAX_HEADER_BYTES
-from sf_edge.link_events import AttemptWatch, Endpoints, LinkEvent, Step
-from sf_edge.link_security import LinkKeys
+from sf_edge.link.events import AttemptWatch, Endpoints, LinkEvent, Step
+from sf_edge.link.security import LinkKeys
 
 LIBRARY_VERSION: Final = zmq.__version__
 _RECONNECT_MS: Final = 500

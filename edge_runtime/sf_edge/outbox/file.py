@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sf_contract.errors import DiskFull, StoreError
 from sf_contract.limits import KIB
-from sf_edge.outbox_place import DATABASE_FILE
+from sf_edge.outbox.place import DATABASE_FILE
 
 FORMAT_VERSION: Final = 2
 

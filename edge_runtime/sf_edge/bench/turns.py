@@ -9,8 +9,8 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from sf_edge.bench_report import CellResult, Shape
-from sf_edge.energy import Meter
+from sf_edge.bench.energy import Meter
+from sf_edge.bench.report import CellResult, Shape
 
 WARM_UP_RUNS: Final = 2
 FEWEST_RUNS: Final = 3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sf_edge.kernel_files import ReadLine, line_or_none, number_or_none, read_line, why_unreadable
+from sf_edge.governor.kernel_files import ReadLine, line_or_none, number_or_none, read_line, why_unreadable
 
 
 @dataclass(frozen=True, slots=True)

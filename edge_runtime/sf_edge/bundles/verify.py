@@ -10,9 +10,9 @@ from sf_contract.command import say
 from sf_contract.front_end import RUNTIME_VERSION, open_front_end, run_self_test
 from sf_contract.signing import Signer, TrustList, signature_text
 from sf_contract.tokenizer import open_tokenizer
-from sf_edge.candidates import Acceptance, LeftOut
-from sf_edge.choice import choose_bundle, this_place
-from sf_edge.tuning_files import default_tuning_folder
+from sf_edge.bench.tuning_files import default_tuning_folder
+from sf_edge.bundles.candidates import Acceptance, LeftOut
+from sf_edge.bundles.choice import choose_bundle, this_place
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ examples:
   sf-edge bench bundle/
   sf-edge bench bundle/ --tune                                       and let sf-edge run use the best
   sf-edge bench bundle/ --shapes 1x16,1x128,8x128 --threads 1,2 --seconds 60
-  sf-edge bench bundle/ --json > this-device.json                    for another program (sf_edge/bench_report.py)"""
+  sf-edge bench bundle/ --json > this-device.json                    for another program (sf_edge/bench/report.py)"""
 
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:

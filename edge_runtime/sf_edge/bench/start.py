@@ -17,8 +17,8 @@ import msgspec
 from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.command import run_command
 from sf_contract.errors import BundleError
-from sf_edge.bench_report import Shape, Start
-from sf_edge.turns import random_tokens
+from sf_edge.bench.report import Shape, Start
+from sf_edge.bench.turns import random_tokens
 
 
 class StartJob(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ def measure_start(bundle: Bundle, shapes: Sequence[Shape], *, python: str = sys.
         BundleError: it failed; its own last line says why.
     """
     job = StartJob(bundle=str(bundle.folder.resolve()), shapes=tuple(shapes), began_s=time.monotonic())
-    words = [python, "-P", "-c", "from sf_edge.bench_start import main; raise SystemExit(main())"]
+    words = [python, "-P", "-c", "from sf_edge.bench.start import main; raise SystemExit(main())"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [*words, msgspec.json.encode(job).decode()], env=environment, capture_output=True, check=False

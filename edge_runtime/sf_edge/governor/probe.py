@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from sf_edge.governor import Reading
-from sf_edge.kernel_files import line_or_none, number_or_none
+from sf_edge.governor.decisions import Reading
+from sf_edge.governor.kernel_files import line_or_none, number_or_none
 
 COLDEST_C: Final = -40.0
 HOTTEST_C: Final = 150.0

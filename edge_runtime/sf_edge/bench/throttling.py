@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sf_edge.bench_report import Throttling
-from sf_edge.kernel_files import ReadLine, line_or_none, number_or_none, read_line
+from sf_edge.bench.report import Throttling
+from sf_edge.governor.kernel_files import ReadLine, line_or_none, number_or_none, read_line
 
 LOWEST_BUSY_SHARE: Final = 0.8
 """Of its limit; a busy core whose clock stays below it was slowed down. All-core turbo stays above it on common processors."""

@@ -15,12 +15,12 @@ from sf_contract.command import print_json, say
 from sf_contract.errors import UsageError
 from sf_contract.settings import resolve_settings
 from sf_contract.signing import read_trust_list
-from sf_edge.bench import Surroundings, bench, plan_for, store_advice
-from sf_edge.bench_report import Shape, report_text
-from sf_edge.candidates import Acceptance
-from sf_edge.choice import choose_bundle, this_place
-from sf_edge.tuning_files import default_tuning_folder
-from sf_edge.turns import Effort
+from sf_edge.bench.measurement import Surroundings, bench, plan_for, store_advice
+from sf_edge.bench.report import Shape, report_text
+from sf_edge.bench.tuning_files import default_tuning_folder
+from sf_edge.bench.turns import Effort
+from sf_edge.bundles.candidates import Acceptance
+from sf_edge.bundles.choice import choose_bundle, this_place
 
 
 class BenchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

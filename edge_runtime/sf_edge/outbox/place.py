@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from sf_contract.errors import StoreError
-from sf_edge.outbox_records import OutboxStatus
+from sf_edge.outbox.records import OutboxStatus
 
 DATABASE_FILE: Final = "outbox.sqlite3"
 

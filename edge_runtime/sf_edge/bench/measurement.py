@@ -18,14 +18,14 @@ from sf_contract.bundle import Bundle
 from sf_contract.command import usable_cores
 from sf_contract.errors import UsageError
 from sf_contract.front_end import RUNTIME_VERSION, open_front_end, run_self_test
-from sf_edge.bench_report import BenchReport, Energy, Load, Shape, counted
-from sf_edge.bench_start import measure_start
-from sf_edge.energy import Meter, NoMeter, find_meter
-from sf_edge.machine import describe_machine, machine_digest
-from sf_edge.throttling import Look, judge, look_at
-from sf_edge.tuning import Tuning, advise
-from sf_edge.tuning_files import tuning_path, write_record
-from sf_edge.turns import Effort, Instruments, Measured, random_tokens, summarise, take_turns
+from sf_edge.bench.energy import Meter, NoMeter, find_meter
+from sf_edge.bench.machine import describe_machine, machine_digest
+from sf_edge.bench.report import BenchReport, Energy, Load, Shape, counted
+from sf_edge.bench.start import measure_start
+from sf_edge.bench.throttling import Look, judge, look_at
+from sf_edge.bench.tuning import Tuning, advise
+from sf_edge.bench.tuning_files import tuning_path, write_record
+from sf_edge.bench.turns import Effort, Instruments, Measured, random_tokens, summarise, take_turns
 
 USUAL_SHAPES: Final = (Shape(1, 16), Shape(1, 64), Shape(4, 64))
 USUAL_THREADS: Final = (1, 2, 4)

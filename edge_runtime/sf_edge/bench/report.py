@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from sf_edge.machine import Machine
+from sf_edge.bench.machine import Machine
 
 SCHEMA_VERSION: Final = 1
 _MB: Final = 1e6

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from sf_contract.command import usable_cores
-from sf_edge.kernel_files import line_or_none
+from sf_edge.governor.kernel_files import line_or_none
 
 FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 """Processor flags that decide which kernels run, as Linux names them."""

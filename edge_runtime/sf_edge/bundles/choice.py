@@ -13,8 +13,12 @@ from typing import Final
 from sf_contract.bundle import Bundle
 from sf_contract.errors import BundleError, SelfTestFailed
 from sf_contract.front_end import RUNTIME_VERSION, open_front_end, run_self_test
-from sf_edge.bench_report import Shape
-from sf_edge.candidates import (
+from sf_edge.bench.machine import describe_machine, machine_digest
+from sf_edge.bench.report import Shape
+from sf_edge.bench.tuning import Contest, Tried, Tuning, choose_quantization
+from sf_edge.bench.tuning_files import contest_path, read_contest, read_tuning, tuning_path, write_record
+from sf_edge.bench.turns import Effort, Instruments, median_tokens_per_s, random_tokens, take_turns
+from sf_edge.bundles.candidates import (
     Acceptance,
     Candidate,
     LeftOut,
@@ -24,10 +28,6 @@ from sf_edge.candidates import (
     none_left,
     sift,
 )
-from sf_edge.machine import describe_machine, machine_digest
-from sf_edge.tuning import Contest, Tried, Tuning, choose_quantization
-from sf_edge.tuning_files import contest_path, read_contest, read_tuning, tuning_path, write_record
-from sf_edge.turns import Effort, Instruments, median_tokens_per_s, random_tokens, take_turns
 
 SHORT: Final = Effort(rounds=4, seconds=2.0)
 """Long enough to tell quantizations apart that differ by a tenth, short enough to wait for once."""

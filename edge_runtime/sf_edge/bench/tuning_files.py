@@ -15,7 +15,7 @@ import msgspec
 
 from sf_contract.limits import MIB
 from sf_contract.plain_files import read_plain
-from sf_edge.tuning import Contest, Tuning, contest_key
+from sf_edge.bench.tuning import Contest, Tuning, contest_key
 
 MAX_FILE_BYTES: Final = 1 * MIB
 Say = Callable[[str], None]

@@ -21,10 +21,10 @@ from sf_contract.codec import EncodedRows, WireCodec, row_columns, row_dtype, sc
 from sf_contract.errors import MismatchError
 from sf_contract.messages import AlreadyStored, Rejected, Role, Stored, Verdict
 from sf_edge.counters import Counters
-from sf_edge.folder_lock import FolderLock
-from sf_edge.outbox_file import OutboxFile
-from sf_edge.outbox_place import find_outbox
-from sf_edge.outbox_records import Offer, OutboxStatus, Owner, SetAside
+from sf_edge.outbox.file import OutboxFile
+from sf_edge.outbox.lock import FolderLock
+from sf_edge.outbox.place import find_outbox
+from sf_edge.outbox.records import Offer, OutboxStatus, Owner, SetAside
 from sf_edge.sources import SourcePosition
 
 

@@ -1,0 +1,1 @@
+"""How fast this device is, and what follows from that."""

@@ -1,0 +1,1 @@
+"""Which bundle this device uses, and whether it is what it says."""

@@ -1,0 +1,1 @@
+"""When and how hard this device may work."""

@@ -1,0 +1,1 @@
+"""The link to the server: connection, keys, and what became of it."""
