@@ -6,6 +6,7 @@ from typing import Final
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
 
 MAX_HEADER_BYTES: Final = 256 * KIB
 """JSON header of one message; 256 samples with their labels need about 30 KiB."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from sf_contract.limits import KIB, MIB
+from sf_contract.limits import GIB, KIB, MIB
 from sf_edge.actions import Wait
 from sf_edge.counters import Counters
 
@@ -132,4 +132,6 @@ def readable_bytes(nbytes: int) -> str:
         return f"{nbytes} B"
     if nbytes < MIB:
         return f"{nbytes / KIB:.1f} KiB"
-    return f"{nbytes / MIB:.1f} MiB"
+    if nbytes < GIB:
+        return f"{nbytes / MIB:.1f} MiB"
+    return f"{nbytes / GIB:.1f} GiB"

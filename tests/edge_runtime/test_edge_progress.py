@@ -62,7 +62,8 @@ def test_progress_is_not_told_again_when_there_is_none() -> None:
 
 
 def test_sizes_are_readable() -> None:
-    assert [readable_bytes(n) for n in (0, 1023, 1536, 3 << 20)] == ["0 B", "1023 B", "1.5 KiB", "3.0 MiB"]
+    sizes = [readable_bytes(n) for n in (0, 1023, 1536, 3 << 20, 5 << 29)]
+    assert sizes == ["0 B", "1023 B", "1.5 KiB", "3.0 MiB", "2.5 GiB"]
 
 
 def test_what_was_set_aside_is_counted_by_reason_and_the_first_shown() -> None:
