@@ -223,11 +223,21 @@ def test_a_key_keeps_its_four_newest_connections(server, connect, key) -> None:
 
 
 def in_the_clear(address: str) -> socket.socket:
-    """A raw connection that has done the handshake without encryption."""
+    """A raw connection that has done the handshake without encryption; who sends messages before its end is turned away."""
     connection = dial(address)
     ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
     connection.sendall(GREETING.replace(b"CURVE", b"NULL\0") + b"\x04" + bytes([len(ready)]) + ready)
+    wait_for(connection, b"READY")
     return connection
+
+
+def wait_for(connection: socket.socket, wanted: bytes) -> None:
+    """Read until these bytes have come."""
+    found = b""
+    while wanted not in found:
+        received = connection.recv(4_096)
+        assert received, f"the other side hung up after {found!r}"
+        found += received
 
 
 def part(content: bytes, *, more: bool) -> bytes:
@@ -242,9 +252,7 @@ def test_a_message_without_an_end_is_cut_off_before_it_fills_the_memory(server, 
     if greets:
         first, second = map(bytes, encode(connect(in_the_clear=True).hello()))
         strangers[0].sendall(part(first, more=True) + part(second, more=False))
-        answer = b""
-        while b"welcome" not in answer:
-            answer += strangers[0].recv(4_096)
+        wait_for(strangers[0], b"welcome")
     before, peak = server.resident_bytes(), 0
     endless = part(os.urandom(MIB // 2), more=True)
     with contextlib.suppress(OSError):
