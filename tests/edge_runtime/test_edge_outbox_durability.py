@@ -53,7 +53,9 @@ class State:
 
 def state_of(outbox: Outbox) -> State:
     waiting = [offer.ordinal for offer in outbox.offers(after=-1, limit=1000)]
-    return State(outbox.next_ordinal, outbox.position_of("rows").line, outbox.counters.samples, waiting)
+    return State(
+        outbox.next_ordinal, outbox.positions["rows"].line if outbox.positions else 0, outbox.counters.samples, waiting
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -215,7 +214,3 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end_s, what
         time.sleep(0.02)
-
-
-def as_json(message: AnyMessage) -> str:
-    return msgspec.json.encode(message).decode()

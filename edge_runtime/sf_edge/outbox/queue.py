@@ -74,10 +74,6 @@ class Outbox:
         """True when there is something to commit."""
         return self._file.is_changed
 
-    def position_of(self, source: str) -> SourcePosition:
-        """How far a source was taken."""
-        return self.positions.get(source, SourcePosition(source=source))
-
     def has_room(self, nbytes: int) -> bool:
         """True when a sample of this size may be added; an empty outbox takes one of any size."""
         return self.waiting_samples == 0 or self.waiting_bytes + nbytes <= self._max_bytes
