@@ -25,9 +25,9 @@ from sf_contract.errors import MismatchError, TrainingFailed, UsageError
 from sf_contract.manifest import Task
 from sf_contract.tokenizer import open_tokenizer
 from sf_model.checkpoint import Checkpoint, check_same_base, open_checkpoint
+from sf_server.pieces import choose_device, choose_dtype
+from sf_server.results.text_front import FrontKind
 from sf_server.settings import TrainSettings
-from sf_server.text_front import FrontKind
-from sf_server.trained import choose_device, choose_dtype
 
 CHECKPOINT_EVERY_S: Final = 120.0
 _DECIDING_SETTINGS: Final = (

@@ -32,19 +32,19 @@ from sf_contract.messages import Role
 from sf_contract.samples import TokenizedSample
 from sf_model.back import BackEnd
 from sf_model.checkpoint import Checkpoint
-from sf_server.batch_tensors import make_batch
-from sf_server.checkpoints import Checkpoints
-from sf_server.learner import Learner
-from sf_server.metrics import MetricsLog
-from sf_server.objective import judge
+from sf_server.pieces import Pieces, choose_device, choose_dtype
+from sf_server.results.text_front import FrontKind, RowsOf, as_stored, open_text_front
 from sf_server.run_folder import RunFolder, write_atomically
 from sf_server.settings import DEFAULT_MAX_STORE_BYTES, TrainSettings
-from sf_server.store import Store
-from sf_server.stored import StoredSample
-from sf_server.text_front import FrontKind, RowsOf, as_stored, open_text_front
-from sf_server.trained import Pieces, choose_device, choose_dtype
-from sf_server.trainer import Surroundings, Trainer
-from sf_server.trainer_process import make_learner
+from sf_server.store.store import Store
+from sf_server.store.stored import StoredSample
+from sf_server.training.batch_tensors import make_batch
+from sf_server.training.checkpoints import Checkpoints
+from sf_server.training.learner import Learner
+from sf_server.training.metrics import MetricsLog
+from sf_server.training.objective import judge
+from sf_server.training.process import make_learner
+from sf_server.training.trainer import Surroundings, Trainer
 
 _OUTBOX: Final = "0" * 32
 _SAMPLES_PER_COMMIT: Final = 256

@@ -25,7 +25,7 @@ from sf_contract.errors import DataError, UsageError
 from sf_contract.messages import Role
 from sf_contract.records import Row, read_records
 from sf_server.run_folder import RunFolder
-from sf_server.store import Store
+from sf_server.store.store import Store
 
 _POLL_S: Final = 0.01
 _PATIENCE_S: Final = 300.0

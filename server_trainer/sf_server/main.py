@@ -26,37 +26,37 @@ class _Command:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from sf_server.train_command import main_train  # noqa: PLC0415
+    from sf_server.supervision.train_command import main_train  # noqa: PLC0415
 
     return main_train(arguments)
 
 
 def _devices(arguments: Sequence[str]) -> int:
-    from sf_server.devices_command import main_devices  # noqa: PLC0415
+    from sf_server.store.devices_command import main_devices  # noqa: PLC0415
 
     return main_devices(arguments)
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from sf_server.evaluate import main_eval  # noqa: PLC0415
+    from sf_server.results.eval_command import main_eval  # noqa: PLC0415
 
     return main_eval(arguments)
 
 
 def _keygen(arguments: Sequence[str]) -> int:
-    from sf_server.keygen_command import main_keygen  # noqa: PLC0415
+    from sf_server.link.keygen_command import main_keygen  # noqa: PLC0415
 
     return main_keygen(arguments)
 
 
 def _merge(arguments: Sequence[str]) -> int:
-    from sf_server.merge import main_merge  # noqa: PLC0415
+    from sf_server.results.merge_command import main_merge  # noqa: PLC0415
 
     return main_merge(arguments)
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    from sf_server.predict import main_predict  # noqa: PLC0415
+    from sf_server.results.predict_command import main_predict  # noqa: PLC0415
 
     return main_predict(arguments)
 

@@ -27,7 +27,7 @@ import msgspec
 from sf_contract.errors import AlreadyRunning, MismatchError, StoreError, UsageError
 from sf_contract.key_files import PUBLIC_KEY_SUFFIX
 from sf_contract.messages import BundleId
-from sf_server.link_security import AUTHORIZED_FOLDER, KEY_FILE
+from sf_server.link.security import AUTHORIZED_FOLDER, KEY_FILE
 from sf_server.settings import MAY_CHANGE_ON_RESUME, TrainSettings, differences
 
 FORMAT_VERSION: Final = 1

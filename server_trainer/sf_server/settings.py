@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from sf_contract.errors import UsageError
 from sf_contract.limits import MIB
-from sf_server.link_security import LinkChoice, check_link
+from sf_server.link.security import LinkChoice, check_link
 
 DEFAULT_BIND: Final = "tcp://127.0.0.1:5555"
 DEFAULT_MAX_STORE_BYTES: Final = 20 * 1024 * MIB

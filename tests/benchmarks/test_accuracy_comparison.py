@@ -22,9 +22,9 @@ from sf_contract.command import EXIT_INTERRUPTED
 from sf_contract.errors import AlreadyRunning, MismatchError, SplitFrozenError, UsageError
 from sf_contract.manifest import Task, Template
 from sf_model.checkpoint import open_checkpoint
-from sf_server.batch_tensors import BatchTensors
-from sf_server.learner import Learner, StepResult
 from sf_server.run_folder import RunFolder
+from sf_server.training.batch_tensors import BatchTensors
+from sf_server.training.learner import Learner, StepResult
 from support.processes import BIN
 from support.tiny_models import WORDS
 

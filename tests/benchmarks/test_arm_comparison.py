@@ -20,7 +20,7 @@ from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.codec import WireCodec, encode_rows
 from sf_contract.errors import MismatchError, SelfTestFailed, UsageError
 from sf_contract.messages import Role
-from sf_server.stored import StoredSample
+from sf_server.store.stored import StoredSample
 from support.tiny_bundle import HIDDEN, write_tiny_bundle
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,12 @@ import sf_contract
 import sf_edge
 
 HEAVY = ("torch", "transformers", "peft", "onnx", "datasets", "pandas", "rich", "pydantic", "optimum", "safetensors")
-WITHOUT_TORCH = ("sf_server.ingest_process", "sf_server.supervisor", "sf_server.store", "sf_server.main")
+WITHOUT_TORCH = (
+    "sf_server.ingest.process",
+    "sf_server.supervision.supervisor",
+    "sf_server.store.store",
+    "sf_server.main",
+)
 
 
 def _modules_of(package) -> list[str]:
@@ -75,9 +80,9 @@ def test_onnx_runtimes_telemetry_is_off_before_it_is_imported(tmp_path):
 def test_every_heavy_library_has_one_named_door():
     doors = {
         "onnxruntime": {"sf_contract/front_end.py", "sf_export/quantize.py"},
-        "zmq": {"sf_edge/link/dealer.py", "sf_server/router.py", "sf_bench/ingest/fleet.py"},
-        "sqlite3": {"sf_edge/outbox/file.py", "sf_server/store.py", "sf_bench/ingest/disk.py"},
-        "peft": {"sf_server/lora.py"},
+        "zmq": {"sf_edge/link/dealer.py", "sf_server/link/router.py", "sf_bench/ingest/fleet.py"},
+        "sqlite3": {"sf_edge/outbox/file.py", "sf_server/store/store.py", "sf_bench/ingest/disk.py"},
+        "peft": {"sf_server/training/lora.py"},
         "optimum": {"sf_model/config_view.py"},
         "tokenizers": {"sf_contract/tokenizer.py"},
         "nacl": {"sf_contract/signing.py", "sf_contract/link_keys.py"},

@@ -37,9 +37,9 @@ from sf_contract.messages import (
     Stored,
     Welcome,
 )
-from sf_server.ingest import Answer, Ingest
-from sf_server.router import Arrival
-from sf_server.store import Store
+from sf_server.ingest.ingest import Answer, Ingest
+from sf_server.link.router import Arrival
+from sf_server.store.store import Store
 from support.tiny_bundle import HIDDEN, tiny_files, tiny_manifest
 
 SEQUENCES: Final = 10_000

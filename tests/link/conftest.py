@@ -26,7 +26,7 @@ from sf_edge.link.dealer import Link
 from sf_edge.link.events import LinkEvent
 from sf_edge.link.first_contact import FirstContact, make_contact
 from sf_edge.link.security import LinkKeys
-from sf_server.link_security import prepare_link
+from sf_server.link.security import prepare_link
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
 from support.tiny_bundle import HIDDEN, write_tiny_bundle
@@ -66,7 +66,7 @@ class Server:
             settings = TrainSettings(bundle=str(self.bundle.folder), run=str(self.folder.path), **chosen)
             self.folder.create(settings, bundle_id=self.bundle.bundle_id)
             prepare_link(settings.link_choice())
-        command = [sys.executable, "-m", "sf_server.ingest_process", "--run", str(self.folder.path)]
+        command = [sys.executable, "-m", "sf_server.ingest.process", "--run", str(self.folder.path)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._processes.append(process)
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()

@@ -26,7 +26,7 @@ from sf_edge.doctor.instruments import Instruments, system_instruments
 from sf_edge.governor.decisions import Reading
 from sf_edge.main import main as edge
 from sf_edge.settings import DoctorSettings
-from sf_server.store import Store
+from sf_server.store.store import Store
 from support.processes import BIN
 from support.tiny_bundle import GRAPH, embedding_table, replace_files, write_tiny_bundle
 

@@ -25,7 +25,7 @@ from sf_model.back import BackEnd, PadSide
 from sf_model.config_view import check_task_class, model_class, view_config
 from sf_model.front import FrontModel, cut_front
 from sf_model.probe import check_cut
-from sf_server.lora import LoraPlan, attach_lora, plan_lora, trainable
+from sf_server.training.lora import LoraPlan, attach_lora, plan_lora, trainable
 from support.tiny_models import HIDDEN, LAYERS, VOCABULARY, WINDOW, randomize, tiny_config
 from support.tolerances import EXACT, FP32_RELATIVE
 

@@ -15,10 +15,10 @@ from sf_contract.manifest import Task
 from sf_model.back import BackEnd, PadSide
 from sf_model.checkpoint import load_model, open_checkpoint
 from sf_model.front import cut_front
-from sf_server.batch_tensors import BatchTensors
-from sf_server.learner import Learner
-from sf_server.lora import attach_lora, plan_lora, save_adapter
-from sf_server.objective import judge
+from sf_server.training.batch_tensors import BatchTensors
+from sf_server.training.learner import Learner
+from sf_server.training.lora import attach_lora, plan_lora, save_adapter
+from sf_server.training.objective import judge
 from support.tiny_models import DECODERS, FAMILIES, VOCABULARY
 from support.tolerances import BF16_RELATIVE, EXACT, FP32_RELATIVE
 

@@ -20,8 +20,8 @@ from sf_edge.sources import SourcePosition
 from sf_export.graph import export_graph, serialize
 from sf_model.checkpoint import load_model, open_checkpoint
 from sf_model.front import FrontModel, cut_front
-from sf_server.batch_tensors import decode_to_tensor
-from sf_server.store import Store
+from sf_server.store.store import Store
+from sf_server.training.batch_tensors import decode_to_tensor
 from support.tiny_models import HIDDEN
 
 BUNDLE = "b" * 64

@@ -13,7 +13,7 @@ from sf_contract.bundle import Bundle
 from sf_contract.codec import EncodedRows, WireCodec, encode_rows
 from sf_contract.manifest import Manifest, Task
 from sf_contract.messages import PROTOCOL_VERSION, Hello, Refusal, RefusalCode, Rejected, RejectionCode, Role
-from sf_server.admission import LIVE_S, Presence, Session, find_fault, judge_batch, judge_hello
+from sf_server.ingest.admission import LIVE_S, Presence, Session, find_fault, judge_batch, judge_hello
 
 OUTBOX = "1" * 32
 

@@ -9,8 +9,8 @@ import pytest
 
 from sf_contract.errors import UsageError
 from sf_contract.link_keys import make_link_key, new_link_key
-from sf_server.authorized import LOOK_EVERY_S, AuthorizedKeys
-from sf_server.link_security import LinkChoice, check_bind, check_link, device_options, prepare_link, read_server_key
+from sf_server.link.authorized import LOOK_EVERY_S, AuthorizedKeys
+from sf_server.link.security import LinkChoice, check_bind, check_link, device_options, prepare_link, read_server_key
 
 LOCAL = ["tcp://127.0.0.1:5555", "tcp://127.1.2.3:*", "tcp://localhost:1", "tcp://[::1]:5555", "ipc:///tmp/x"]
 REMOTE = ["tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.1.5:5555", "tcp://[::]:1", "tcp://127.evil.org:1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sf_server.byte_rate import LONGEST_DEBT_S, SMALLEST_BURST_BYTES, ByteRate
+from sf_server.link.byte_rate import LONGEST_DEBT_S, SMALLEST_BURST_BYTES, ByteRate
 
 RATE = 100_000.0
 MOST = 1 << 30

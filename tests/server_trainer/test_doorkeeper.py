@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from sf_server.doorkeeper import Doorkeeper, DoorLimits
-from sf_server.tcp_bytes import end_connection, received_bytes
+from sf_server.link.doorkeeper import Doorkeeper, DoorLimits
+from sf_server.link.tcp_bytes import end_connection, received_bytes
 
 LIMITS = DoorLimits(connections=3, undelivered_bytes=1_000, per_key=2, silent_s=60, silent_bytes=100)
 KEY, OTHER = b"k" * 32, b"o" * 32

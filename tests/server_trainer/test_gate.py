@@ -12,12 +12,12 @@ from sf_contract.activations import pack
 from sf_contract.frames import encode
 from sf_contract.link_keys import LinkPublicKey, new_link_key
 from sf_contract.messages import PROTOCOL_VERSION, Ack, AnyMessage, Hello, Ping, Pong, Refusal, RefusalCode, Welcome
-from sf_server.authorized import AuthorizedKeys
-from sf_server.gate import Gate
-from sf_server.ingest import Ingest
-from sf_server.notices import Notices
-from sf_server.router import UNKNOWN_SENDER, Arrival, Sender
-from sf_server.store import Store
+from sf_server.ingest.ingest import Ingest
+from sf_server.link.authorized import AuthorizedKeys
+from sf_server.link.gate import Gate
+from sf_server.link.notices import Notices
+from sf_server.link.router import UNKNOWN_SENDER, Arrival, Sender
+from sf_server.store.store import Store
 
 CREDIT_BYTES = 100_000
 PI, PHONE = new_link_key().public, new_link_key().public

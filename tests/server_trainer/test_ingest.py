@@ -34,11 +34,11 @@ from sf_contract.messages import (
     Stored,
     Welcome,
 )
-from sf_server.connections import FORGET_CONNECTION_S
-from sf_server.ingest import Ingest
-from sf_server.notices import MAX_TOPICS
-from sf_server.router import Arrival
-from sf_server.store import Store
+from sf_server.ingest.ingest import Ingest
+from sf_server.link.connections import FORGET_CONNECTION_S
+from sf_server.link.notices import MAX_TOPICS
+from sf_server.link.router import Arrival
+from sf_server.store.store import Store
 
 CREDIT_BYTES = 100_000
 PHONE, TABLET = b"phone-link", b"tablet-link"

@@ -29,10 +29,10 @@ from sf_contract.messages import (
     Role,
     Welcome,
 )
-from sf_server.ingest_process import wildcard_or_former
+from sf_server.ingest.process import wildcard_or_former
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
-from sf_server.store import Store
+from sf_server.store.store import Store
 
 PATIENCE_S = 20.0
 
@@ -58,7 +58,7 @@ class Receiver:
             chosen = {"bind": "tcp://127.0.0.1:*", "expect_devices": 1, **settings}
             made = TrainSettings(bundle=str(self.bundle.folder), run=str(self.folder.path), **chosen)
             self.folder.create(made, bundle_id=self.bundle.bundle_id)
-        command = [sys.executable, "-m", "sf_server.ingest_process", "--run", str(self.folder.path)]
+        command = [sys.executable, "-m", "sf_server.ingest.process", "--run", str(self.folder.path)]
         self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
 
     @property
@@ -201,7 +201,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_bound(receiver: Receiver
 
 
 def test_a_run_without_its_folder_is_named(receiver: Receiver, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sf_server.ingest_process", "--run", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "sf_server.ingest.process", "--run", str(tmp_path / "nowhere")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 2
     assert "there is no run" in ended.stderr
@@ -305,8 +305,8 @@ def test_only_a_wildcard_port_is_replaced_by_the_former_one(bind: str, former: s
 
 def test_the_receiving_side_reaches_no_training_library() -> None:
     program = (
-        "import sys, sf_server.main, sf_server.ingest_process, sf_server.supervisor, sf_server.train_command, "
-        "sf_server.devices_command\n"
+        "import sys, sf_server.main, sf_server.ingest.process, sf_server.supervision.supervisor, "
+        "sf_server.supervision.train_command, sf_server.store.devices_command\n"
         "heavy = {'torch', 'transformers', 'peft', 'onnx', 'onnxruntime', 'datasets', 'optimum'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -7,7 +7,7 @@ import pytest
 
 from sf_contract.frames import encode
 from sf_contract.messages import Ping, Pong
-from sf_server.router import MAX_FRAMES, Arrival, Router
+from sf_server.link.router import MAX_FRAMES, Arrival, Router
 
 PATIENCE_S = 20.0
 NO_BUNDLE = "0" * 64

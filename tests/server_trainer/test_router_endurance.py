@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zmq
 
-from sf_server.router import _WATCHED, Router
+from sf_server.link.router import _WATCHED, Router
 
 
 def test_zeromqs_own_heartbeat_is_off_and_tcp_notices_vanished_peers() -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from sf_contract.errors import UsageError
 from sf_contract.limits import MIB
-from sf_server.devices_command import device_table
 from sf_server.main import COMMANDS, main
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings, with_absolute_paths
-from sf_server.store import Store
-from sf_server.stored import DeviceSummary
-from sf_server.train_command import read_settings
+from sf_server.store.devices_command import device_table
+from sf_server.store.store import Store
+from sf_server.store.stored import DeviceSummary
+from sf_server.supervision.train_command import read_settings
 
 NEEDED = ["--bundle", "b", "--run", "r", "--expect-devices", "2"]
 
@@ -96,7 +96,7 @@ def test_a_run_that_exists_is_not_overwritten(
 def test_a_run_in_use_has_its_own_exit_code(
     tmp_path: Path, make_bundle: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sf_server.train_command.LOCK_WAIT_S", 0)
+    monkeypatch.setattr("sf_server.supervision.train_command.LOCK_WAIT_S", 0)
     argv = ["train", "--bundle", str(make_bundle().folder), "--run", str(tmp_path / "run"), "--expect-devices", "1"]
     with RunFolder(tmp_path / "run").lock():
         assert main(argv) == 20
@@ -184,7 +184,7 @@ def test_a_resumed_run_may_change_between_keys_and_none(
 @pytest.fixture
 def train(make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`sf-server train` on a new run, without its two processes."""
-    monkeypatch.setattr("sf_server.train_command.supervise", lambda **_: 0)
+    monkeypatch.setattr("sf_server.supervision.train_command.supervise", lambda **_: 0)
     bundle = make_bundle()
     needed = ["--bundle", str(bundle.folder), "--run", str(tmp_path / "run"), "--expect-devices", "1"]
     return lambda *more: main(["train", *needed, *more])

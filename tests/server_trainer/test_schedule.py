@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sf_server.schedule import (
+from sf_server.store.stored import SampleInfo
+from sf_server.training.schedule import (
     FINAL_RATE,
     Position,
     falling_part,
@@ -14,7 +15,6 @@ from sf_server.schedule import (
     plan_batches,
     window_is_ready,
 )
-from sf_server.stored import SampleInfo
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)
 

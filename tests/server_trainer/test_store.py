@@ -17,8 +17,8 @@ from sf_contract.codec import WireCodec, decode_rows, encode_rows
 from sf_contract.errors import DiskFull, StoreError
 from sf_contract.limits import MIB
 from sf_contract.messages import AlreadyStored, Role, Stored
-from sf_server.store import Store
-from sf_server.stored import held_back
+from sf_server.store.store import Store
+from sf_server.store.stored import held_back
 
 BUNDLE_ID = "b" * 64
 PHONE = {"device": "phone", "outbox": "1" * 32, "bundle_id": BUNDLE_ID}

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sf_contract.errors import AlreadyRunning, TrainingFailed
-from sf_server.restarts import RestartPolicy, describe_exit, is_known_failure
 from sf_server.run_folder import RunFolder
-from sf_server.supervisor import Timing, supervise
+from sf_server.supervision.restarts import RestartPolicy, describe_exit, is_known_failure
+from sf_server.supervision.supervisor import Timing, supervise
 
 PATIENCE_S = 20.0
 QUICK = Timing(
@@ -171,7 +171,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from sf_server.run_folder import RunFolder
-from sf_server.supervisor import supervise
+from sf_server.supervision.supervisor import supervise
 child = [sys.executable, "-c", sys.argv[2]]
 with RunFolder(Path(sys.argv[1])).lock() as lock:
     supervise(ingest=child, trainer=child, lock=lock, say=print)
@@ -197,7 +197,7 @@ def _supervisor_of(run: Path, child: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_after_kill_9_of_the_supervisor_its_children_leave_and_the_run_is_free(run_path: Path) -> None:
     child = (
-        "import os, signal; from sf_server.parent import leave_with_parent; leave_with_parent(); "
+        "import os, signal; from sf_server.supervision.parent import leave_with_parent; leave_with_parent(); "
         "os.write(1, b'ready\\n'); signal.pause()"
     )
     with _supervisor_of(run_path, child) as supervisor:

@@ -17,14 +17,14 @@ from sf_contract.manifest import Task
 from sf_contract.messages import Role
 from sf_model.back import BackEnd
 from sf_model.checkpoint import load_model, open_checkpoint
-from sf_server.batch_tensors import decode_to_tensor
-from sf_server.checkpoints import Checkpoints
-from sf_server.learner import Learner
-from sf_server.lora import attach_lora, plan_lora
-from sf_server.metrics import MetricsLog
 from sf_server.settings import TrainSettings
-from sf_server.store import Store
-from sf_server.trainer import Ending, Surroundings, Trainer
+from sf_server.store.store import Store
+from sf_server.training.batch_tensors import decode_to_tensor
+from sf_server.training.checkpoints import Checkpoints
+from sf_server.training.learner import Learner
+from sf_server.training.lora import attach_lora, plan_lora
+from sf_server.training.metrics import MetricsLog
+from sf_server.training.trainer import Ending, Surroundings, Trainer
 from support.wire_rows import int4_for
 
 CUT = 2

@@ -76,12 +76,12 @@ def test_after_kills_in_the_middle_every_sample_is_stored_once_and_trained_exact
 
         stored = moments.randint(stored, total // 2)
         supervisor.wait_until(lambda: len(stored_rows(run)) >= stored, f"{stored} stored samples")
-        ingest = supervisor.child("sf_server.ingest_process")
+        ingest = supervisor.child("sf_server.ingest.process")
         ingest.kill()
 
         step = moments.randint(3, steps // 3)
         supervisor.wait_until(lambda: last_step(run) >= step, f"step {step}")
-        supervisor.child("sf_server.trainer_process").kill()
+        supervisor.child("sf_server.training.process").kill()
 
         step = moments.randint(step + 1, 2 * steps // 3)
         supervisor.wait_until(lambda: last_step(run) >= step, f"step {step}")

@@ -78,9 +78,9 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_trainers_logits(demo, cap
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from sf_server.batch_tensors import decode_to_tensor
-    from sf_server.text_front import FrontKind, open_text_front
-    from sf_server.trained import open_pieces, trained_back_end
+    from sf_server.pieces import open_pieces, trained_back_end
+    from sf_server.results.text_front import FrontKind, open_text_front
+    from sf_server.training.batch_tensors import decode_to_tensor
 
     adapter = demo / "run" / "adapter"
     base_folder = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -169,4 +169,4 @@ def edge_arguments(settings: dict[str, object]) -> list[object]:
 
 def ingest_arguments(run: Path) -> list[object]:
     """The command line of the server's receiving side."""
-    return ["-m", "sf_server.ingest_process", "--run", run]
+    return ["-m", "sf_server.ingest.process", "--run", run]

@@ -21,7 +21,7 @@ from sf_contract.limits import KIB, MIB
 from sf_contract.link_keys import make_link_key
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
-from sf_server.store import CACHE_BYTES
+from sf_server.store.store import CACHE_BYTES
 from torture.children import GROWTH_BYTES, Child, edge_arguments, ingest_arguments
 from torture.wide_bundle import is_usable, row
 

@@ -27,8 +27,8 @@ from sf_contract.codec import decode_rows, relative_row_errors
 from sf_contract.errors import MismatchError, SelfTestFailed
 from sf_contract.messages import Role
 from sf_server.run_folder import RunFolder
-from sf_server.store import Store
-from sf_server.stored import StoredSample
+from sf_server.store.store import Store
+from sf_server.store.stored import StoredSample
 
 NATIVE: Final = "native"
 HOLDOUT: Final = 0.1

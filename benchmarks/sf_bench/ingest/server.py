@@ -16,9 +16,9 @@ from sf_contract.errors import ServerUnreachable
 from sf_contract.key_files import PUBLIC_KEY_SUFFIX
 from sf_contract.link_keys import LinkSecretKey, new_link_key, read_link_key
 from sf_edge.link.security import LinkKeys
-from sf_server.link_security import AUTHORIZED_FOLDER, KEY_FILE, prepare_link
+from sf_server.link.security import AUTHORIZED_FOLDER, KEY_FILE, prepare_link
 from sf_server.run_folder import RunFolder
-from sf_server.store import Store
+from sf_server.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 from hostile.wire.peers import Server
 from sf_contract.limits import MIB
-from sf_server.store import Store
+from sf_server.store.store import Store
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from sf_contract.frames import MAGIC, Buffer, RawFrame, encode
 from sf_contract.link_keys import LinkPublicKey, new_link_key
 from sf_contract.manifest import Manifest
 from sf_contract.messages import PROTOCOL_VERSION, AnyMessage, Hello, Role
-from sf_server.authorized import AuthorizedKeys
-from sf_server.gate import Gate
-from sf_server.ingest import Ingest
-from sf_server.notices import Notices
-from sf_server.router import Arrival, Sender
-from sf_server.store import Store
+from sf_server.ingest.ingest import Ingest
+from sf_server.link.authorized import AuthorizedKeys
+from sf_server.link.gate import Gate
+from sf_server.link.notices import Notices
+from sf_server.link.router import Arrival, Sender
+from sf_server.store.store import Store
 from support.tiny_bundle import HIDDEN, tiny_files, tiny_manifest
 
 CREDIT_BYTES: Final = 20_000

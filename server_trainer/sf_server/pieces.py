@@ -13,9 +13,9 @@ from sf_contract.errors import UsageError
 from sf_contract.manifest import BaseModel
 from sf_model.back import BackEnd
 from sf_model.checkpoint import Checkpoint, LoadedModel, check_same_base, load_model, open_checkpoint
-from sf_server.lora import load_adapter
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
+from sf_server.training.lora import load_adapter
 
 Say = Callable[[str], None]
 

@@ -10,8 +10,8 @@ from typing import Final
 
 from sf_contract.command import ArgumentParser, print_json
 from sf_server.run_folder import RunFolder
-from sf_server.store import Store
-from sf_server.stored import DeviceSummary, is_held_back
+from sf_server.store.store import Store
+from sf_server.store.stored import DeviceSummary, is_held_back
 
 DESCRIPTION: Final = (
     "List the devices of a run: samples, traffic, and when they were last heard. Works while the run does."

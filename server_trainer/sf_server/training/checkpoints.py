@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from sf_contract.errors import StoreError
 from sf_server.run_folder import sync_folder
-from sf_server.schedule import Position
+from sf_server.training.schedule import Position
 
 KEPT: Final = 2
 _PREFIX: Final = "step-"

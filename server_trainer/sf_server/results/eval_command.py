@@ -11,11 +11,11 @@ from sf_contract.command import ArgumentParser, print_json, say, usable_cores
 from sf_contract.errors import DataError
 from sf_contract.messages import Role
 from sf_model.back import BackEnd
-from sf_server.store import Store
-from sf_server.stored import StoredSample
-from sf_server.text_front import FrontKind, as_stored, labelled_samples, open_text_front
-from sf_server.trained import Pieces, open_pieces, trained_back_end
-from sf_server.validation import Score, score_batches, score_samples
+from sf_server.pieces import Pieces, open_pieces, trained_back_end
+from sf_server.results.text_front import FrontKind, as_stored, labelled_samples, open_text_front
+from sf_server.store.store import Store
+from sf_server.store.stored import StoredSample
+from sf_server.training.validation import Score, score_batches, score_samples
 
 _HELP = """Without --data: on the samples that the devices held out (--holdout), whose activations are in the store.
 With --data: on a labelled file on this machine, through the bundle's quantized front end as a device would compute

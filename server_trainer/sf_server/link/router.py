@@ -21,10 +21,10 @@ from sf_contract import limits
 from sf_contract.errors import AddressInUse, UsageError
 from sf_contract.frames import RawFrame
 from sf_contract.link_keys import LinkPublicKey, LinkSecretKey
-from sf_server.doorkeeper import Closing, Doorkeeper, DoorLimits
-from sf_server.link_security import check_bind
-from sf_server.notices import Notices
-from sf_server.tcp_bytes import end_connection, received_bytes
+from sf_server.link.doorkeeper import Closing, Doorkeeper, DoorLimits
+from sf_server.link.notices import Notices
+from sf_server.link.security import check_bind
+from sf_server.link.tcp_bytes import end_connection, received_bytes
 
 MAX_FRAMES: Final = 2 + limits.MAX_BUFFERS
 """Frames of a message behind the sender's identity; more are counted and dropped as they are read."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from sf_contract.messages import Refusal, RefusalCode
-from sf_server.admission import Session, judge_key, refusal
-from sf_server.authorized import AuthorizedKeys
-from sf_server.byte_rate import ByteRate
-from sf_server.notices import Notices
-from sf_server.router import Sender
+from sf_server.ingest.admission import Session, judge_key, refusal
+from sf_server.link.authorized import AuthorizedKeys
+from sf_server.link.byte_rate import ByteRate
+from sf_server.link.notices import Notices
+from sf_server.link.router import Sender
 
 MEGABYTE: Final = 1_000_000
 

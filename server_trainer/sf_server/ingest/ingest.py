@@ -29,7 +29,7 @@ from sf_contract.messages import (
     Verdict,
     Welcome,
 )
-from sf_server.admission import (
+from sf_server.ingest.admission import (
     RETRY_SOON_S,
     RETRY_WHEN_FULL_S,
     Session,
@@ -39,11 +39,11 @@ from sf_server.admission import (
     judge_inquiry,
     refusal,
 )
-from sf_server.connections import Connection, Connections, Traffic
-from sf_server.gate import Gate
-from sf_server.notices import Notices
-from sf_server.router import Arrival, Sender
-from sf_server.store import Store
+from sf_server.link.connections import Connection, Connections, Traffic
+from sf_server.link.gate import Gate
+from sf_server.link.notices import Notices
+from sf_server.link.router import Arrival, Sender
+from sf_server.store.store import Store
 
 Say = Callable[[str], None]
 Clock = Callable[[], float]

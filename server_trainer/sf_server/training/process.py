@@ -1,6 +1,6 @@
 """The trainer process: trains one run from its store, and publishes the adapter.
 
-Started by the supervisor as `python -m sf_server.trainer_process --run DIR`.
+Started by the supervisor as `python -m sf_server.training.process --run DIR`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Final
 import torch
 
 from sf_contract.command import ArgumentParser, print_json, run_command, say, usable_cores
-from sf_server.checkpoints import Checkpoints
-from sf_server.learner import Learner
-from sf_server.lora import LoraPlan, attach_lora, plan_lora, save_adapter
-from sf_server.metrics import MetricsLog
-from sf_server.model_card import model_card
-from sf_server.parent import leave_with_parent
-from sf_server.store import Store
-from sf_server.trained import Pieces, open_pieces
-from sf_server.trainer import Ending, Surroundings, Trainer
+from sf_server.pieces import Pieces, open_pieces
+from sf_server.store.store import Store
+from sf_server.supervision.parent import leave_with_parent
+from sf_server.training.checkpoints import Checkpoints
+from sf_server.training.learner import Learner
+from sf_server.training.lora import LoraPlan, attach_lora, plan_lora, save_adapter
+from sf_server.training.metrics import MetricsLog
+from sf_server.training.model_card import model_card
+from sf_server.training.trainer import Ending, Surroundings, Trainer
 
 EXIT_TERMINATED: Final = 143
 

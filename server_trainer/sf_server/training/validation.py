@@ -11,10 +11,10 @@ import torch
 
 from sf_contract.activations import NO_TARGET
 from sf_model.back import BackEnd
-from sf_server.batch_tensors import BatchTensors, make_batch
-from sf_server.objective import judge
-from sf_server.store import Store
-from sf_server.stored import SampleInfo, StoredSample
+from sf_server.store.store import Store
+from sf_server.store.stored import SampleInfo, StoredSample
+from sf_server.training.batch_tensors import BatchTensors, make_batch
+from sf_server.training.objective import judge
 
 
 @dataclass(slots=True)

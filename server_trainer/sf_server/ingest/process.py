@@ -1,6 +1,6 @@
 """The ingest process: receives devices for one run folder until it is told to stop. Needs no torch.
 
-Started by the supervisor as `python -m sf_server.ingest_process --run DIR`. SIGTERM ends it, and devices wait for its return;
+Started by the supervisor as `python -m sf_server.ingest.process --run DIR`. SIGTERM ends it, and devices wait for its return;
 SIGUSR1 says that training is complete: devices may finish, are told that no more is wanted, and then it ends.
 """
 
@@ -22,14 +22,14 @@ from sf_contract.errors import AddressInUse, MismatchError
 from sf_contract.frames import encode
 from sf_contract.limits import MIB
 from sf_contract.manifest import Manifest
-from sf_server.authorized import AuthorizedKeys
-from sf_server.ingest import Answer, Ingest
-from sf_server.notices import Notices
-from sf_server.parent import leave_with_parent
-from sf_server.reception import Reception
-from sf_server.router import Router
+from sf_server.ingest.ingest import Answer, Ingest
+from sf_server.link.authorized import AuthorizedKeys
+from sf_server.link.notices import Notices
+from sf_server.link.reception import Reception
+from sf_server.link.router import Router
 from sf_server.run_folder import IngestRecord, RunFolder, RunRecord
-from sf_server.store import Store
+from sf_server.store.store import Store
+from sf_server.supervision.parent import leave_with_parent
 
 GROUP_BYTES: Final = 16 * MIB
 GROUP_MESSAGES: Final = 1_000

@@ -20,8 +20,8 @@ from sf_contract.errors import DiskFull, StoreError
 from sf_contract.int4 import Int4Parameters
 from sf_contract.limits import KIB, MIB
 from sf_contract.messages import AlreadyStored, Role, Stored
-from sf_server.store_schema import APPLICATION_ID, INSERT_SAMPLE, NOTE_HELLO, NOTE_TRAFFIC, SCHEMA, SCHEMA_VERSION
-from sf_server.stored import DeviceSummary, SampleInfo, StoreCounts, StoredSample, device_summary, stored_sample
+from sf_server.store.schema import APPLICATION_ID, INSERT_SAMPLE, NOTE_HELLO, NOTE_TRAFFIC, SCHEMA, SCHEMA_VERSION
+from sf_server.store.stored import DeviceSummary, SampleInfo, StoreCounts, StoredSample, device_summary, stored_sample
 
 BUSY_TIMEOUT_S: Final = 30.0
 WAL_BYTES_KEPT: Final = 64 * MIB

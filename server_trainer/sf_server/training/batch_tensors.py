@@ -12,7 +12,7 @@ from sf_contract.activations import NO_TARGET
 from sf_contract.codec import GROUP_CHANNELS, EncodedRows, WireCodec, needed_parameters
 from sf_contract.int4 import Int4Layout, Int4Parameters
 from sf_model.back import BackEnd, PadSide
-from sf_server.stored import StoredSample
+from sf_server.store.stored import StoredSample
 
 
 @dataclass(frozen=True, slots=True, eq=False)

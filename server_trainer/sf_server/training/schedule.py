@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from sf_server.stored import SampleInfo
+from sf_server.store.stored import SampleInfo
 
 BATCHES_PER_BUCKET = 8
 """Batches that are sorted by length together: enough for little padding, few enough for a fresh mix every epoch."""

@@ -17,9 +17,9 @@ from sf_contract.records import BadRow, Record, Row, read_records
 from sf_contract.samples import TokenizedSample, UnusableRecord, tokenize
 from sf_contract.tokenizer import BundleTokenizer, open_tokenizer
 from sf_model.front import FrontModel, cut_front
-from sf_server.stored import SampleInfo, StoredSample
-from sf_server.trained import Pieces
-from sf_server.validation import batches_by_tokens
+from sf_server.pieces import Pieces
+from sf_server.store.stored import SampleInfo, StoredSample
+from sf_server.training.validation import batches_by_tokens
 
 RowsOf = Callable[[Sequence[int]], EncodedRows]
 """Activations at the cut of one token sequence."""

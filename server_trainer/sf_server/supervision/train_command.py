@@ -11,12 +11,12 @@ import msgspec
 from sf_contract.bundle import open_bundle
 from sf_contract.command import ArgumentParser, say
 from sf_contract.settings import read_toml, resolve_settings
-from sf_server.link_security import check_link, prepare_link
+from sf_server.link.security import check_link, prepare_link
 from sf_server.options import add_options
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings, check_train_settings, with_absolute_paths
-from sf_server.store import Store
-from sf_server.supervisor import ingest_command, supervise, trainer_command
+from sf_server.store.store import Store
+from sf_server.supervision.supervisor import ingest_command, supervise, trainer_command
 
 LOCK_WAIT_S: Final = 5.0
 """Children of a supervisor that was killed need a moment to leave."""

@@ -12,11 +12,11 @@ from sf_contract import limits
 from sf_contract.activations import sample_frame_bytes
 from sf_contract.link_keys import LinkPublicKey, LinkSecretKey
 from sf_contract.manifest import Manifest
-from sf_server.authorized import AuthorizedKeys
-from sf_server.gate import MEGABYTE, Gate
-from sf_server.link_security import LinkChoice, device_options, read_server_key
-from sf_server.notices import Notices
-from sf_server.router import Encryption, Router, RouterLimits
+from sf_server.link.authorized import AuthorizedKeys
+from sf_server.link.gate import MEGABYTE, Gate
+from sf_server.link.notices import Notices
+from sf_server.link.router import Encryption, Router, RouterLimits
+from sf_server.link.security import LinkChoice, device_options, read_server_key
 from sf_server.settings import TrainSettings
 
 OTHER_FILES: Final = 128

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from sf_contract.command import ArgumentParser, print_json, say
 from sf_contract.errors import UsageError
-from sf_server.lora import merge
-from sf_server.trained import Pieces, open_pieces
+from sf_server.pieces import Pieces, open_pieces
+from sf_server.training.lora import merge
 
 _HELP = """The folder opens with from_pretrained, without PEFT and without SplitFrozen.
 

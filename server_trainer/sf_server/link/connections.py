@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sf_contract.link_keys import LinkPublicKey
-from sf_server.admission import Presence, Session
+from sf_server.ingest.admission import Presence, Session
 
 FORGET_CONNECTION_S: Final = 3600.0
 """A connection that was silent for so long has to greet again."""

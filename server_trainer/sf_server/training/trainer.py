@@ -19,15 +19,15 @@ import torch
 
 from sf_contract.errors import DataError, TrainingFailed
 from sf_contract.messages import Role
-from sf_server.batch_tensors import make_batch
-from sf_server.checkpoints import Checkpoints, Progress, Snapshot
-from sf_server.learner import Learner, StepResult
-from sf_server.metrics import MetricsLog
-from sf_server.schedule import Position, falling_part, learning_rate_factor, plan_batches, window_is_ready
 from sf_server.settings import TrainSettings
-from sf_server.store import Store
-from sf_server.stored import held_back
-from sf_server.validation import Score, score_samples
+from sf_server.store.store import Store
+from sf_server.store.stored import held_back
+from sf_server.training.batch_tensors import make_batch
+from sf_server.training.checkpoints import Checkpoints, Progress, Snapshot
+from sf_server.training.learner import Learner, StepResult
+from sf_server.training.metrics import MetricsLog
+from sf_server.training.schedule import Position, falling_part, learning_rate_factor, plan_batches, window_is_ready
+from sf_server.training.validation import Score, score_samples
 
 MAX_SKIPPED_IN_A_ROW: Final = 10
 POLL_S: Final = 0.2

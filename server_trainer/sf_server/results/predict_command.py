@@ -15,9 +15,9 @@ from sf_contract.records import BadRow, Record, read_records
 from sf_contract.samples import UnusableRecord, fill_template, template_fields
 from sf_contract.tokenizer import open_tokenizer
 from sf_model.back import BackEnd
-from sf_server.batch_tensors import decode_to_tensor
-from sf_server.text_front import FrontKind, RowsOf, open_text_front, tokenize_record
-from sf_server.trained import Pieces, open_pieces, trained_back_end
+from sf_server.pieces import Pieces, open_pieces, trained_back_end
+from sf_server.results.text_front import FrontKind, RowsOf, open_text_front, tokenize_record
+from sf_server.training.batch_tensors import decode_to_tensor
 
 _HELP = """Texts come from the command line, from --data, or line by line from standard input.
 

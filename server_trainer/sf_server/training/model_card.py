@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sf_contract import SOFTWARE
 from sf_contract.manifest import Task
-from sf_server.checkpoints import Progress
-from sf_server.trained import Pieces
-from sf_server.validation import Score
+from sf_server.pieces import Pieces
+from sf_server.training.checkpoints import Progress
+from sf_server.training.validation import Score
 
 _CLASSES = {
     Task.TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",

@@ -10,9 +10,9 @@ import torch
 from torch.optim import AdamW
 
 from sf_model.back import BackEnd
-from sf_server.batch_tensors import BatchTensors
-from sf_server.lora import is_lora, trainable
-from sf_server.objective import judge
+from sf_server.training.batch_tensors import BatchTensors
+from sf_server.training.lora import is_lora, trainable
+from sf_server.training.objective import judge
 
 MAX_GRADIENT_NORM = 1.0
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from sf_contract.errors import TrainingFailed
-from sf_server.restarts import RestartPolicy, describe_exit, is_known_failure
-from sf_server.signals import SignalWatch
+from sf_server.supervision.restarts import RestartPolicy, describe_exit, is_known_failure
+from sf_server.supervision.signals import SignalWatch
 
 SAVE_S: Final = 120.0
 """A trainer that was told to stop may take so long to save."""
@@ -26,12 +26,12 @@ Say = Callable[[str], None]
 
 def ingest_command(run: Path, *, as_json: bool = False) -> tuple[str, ...]:
     """How the ingest process is started; `as_json` is for its errors."""
-    return _child_command("sf_server.ingest_process", run, as_json=as_json)
+    return _child_command("sf_server.ingest.process", run, as_json=as_json)
 
 
 def trainer_command(run: Path, *, as_json: bool = False) -> tuple[str, ...]:
     """How the trainer process is started; `as_json` is for its errors."""
-    return _child_command("sf_server.trainer_process", run, as_json=as_json)
+    return _child_command("sf_server.training.process", run, as_json=as_json)
 
 
 def _child_command(module: str, run: Path, *, as_json: bool) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""From a message to a durable sample: what is let in, and what is answered."""

@@ -1,0 +1,1 @@
+"""Receiving devices: the socket, the keys, and who may send how much."""

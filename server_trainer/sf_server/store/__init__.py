@@ -1,0 +1,1 @@
+"""The store of received samples, and what is known of the devices."""
