@@ -21,9 +21,9 @@ from sf_contract.errors import DataError, TrainingFailed
 from sf_contract.messages import Role
 from sf_server.settings import TrainSettings
 from sf_server.store.store import Store
-from sf_server.store.stored import held_back
-from sf_server.training.batch_tensors import make_batch
+from sf_server.store.stored import SampleInfo, held_back
 from sf_server.training.checkpoints import Checkpoints, Progress, Snapshot
+from sf_server.training.feed import Fed, Feed
 from sf_server.training.learner import Learner, StepResult
 from sf_server.training.metrics import MetricsLog
 from sf_server.training.schedule import Position, falling_part, learning_rate_factor, plan_batches, window_is_ready
@@ -52,6 +52,8 @@ class Surroundings:
         stopped: True once training should save and leave.
         wait: waits some seconds, or less when stopped.
         train_device: where the model is.
+        feed: brings the batches; None: straight from the store.
+        prepare: called with the samples of a window before any of its batches is brought.
     """
 
     say: Callable[[str], None]
@@ -59,6 +61,8 @@ class Surroundings:
     wait: Callable[[float], object]
     train_device: torch.device
     clock: Callable[[], float] = time.monotonic
+    feed: Feed | None = None
+    prepare: Callable[[Sequence[SampleInfo]], object] = len
 
 
 class Trainer:
@@ -80,6 +84,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._metrics = metrics
         self._around = around
+        self._feed = around.feed or Feed(store, learner.back_end, around.train_device)
         self._skipped_in_a_row = 0
         self._saved_s = around.clock()
         self._reported_s = around.clock()
@@ -137,7 +142,9 @@ class Trainer:
     def _train_window(self) -> None:
         """Train on the rest of the open window; stops between batches when asked to."""
         position = self.progress.position
-        for batch in self._window_batches(position)[position.next_batch :]:
+        samples = self._window_samples(position)
+        self._around.prepare(samples)
+        for batch in self._feed.batches(self._window_batches(samples)[position.next_batch :]):
             if self._around.stopped():
                 return
             self._guard_finite(self._train_batch(batch))
@@ -145,33 +152,35 @@ class Trainer:
                 self._save()
         self._move(self.progress.position.window_done())
 
-    def _window_batches(self, position: Position) -> list[list[int]]:
+    def _window_samples(self, position: Position) -> list[SampleInfo]:
         infos = self._store.sample_infos(role=Role.TRAIN, after_seq=position.after_seq)
+        return [info for info in infos if info.seq <= position.upto_seq]
+
+    def _window_batches(self, samples: Sequence[SampleInfo]) -> list[list[int]]:
         return plan_batches(
-            [info for info in infos if info.seq <= position.upto_seq],
+            samples,
             seed=self._settings.seed,
-            position=position,
+            position=self.progress.position,
             max_tokens=self._settings.batch_tokens,
             max_samples=self._settings.batch_samples,
         )
 
-    def _train_batch(self, seqs: Sequence[int]) -> StepResult:
+    def _train_batch(self, batch: Fed) -> StepResult:
         before = self.progress
         began_s = self._around.clock()
-        batch = make_batch(self._store.load(seqs), self._learner.back_end, self._around.train_device)
         factor = self._rate_factor()
-        result = self._learner.step(batch, rate_factor=factor)
-        self.trained.update(seqs)
+        result = self._learner.step(batch.tensors, rate_factor=factor)
+        self.trained.update(batch.seqs)
         later = before.position.epoch > 1
         self.progress = msgspec.structs.replace(
             before,
             step=before.step + 1,
             position=before.position.batch_done(),
-            later_done=before.later_done + (len(seqs) if later else 0),
+            later_done=before.later_done + (len(batch.seqs) if later else 0),
             skipped_steps=before.skipped_steps + result.was_skipped,
-            tokens=before.tokens + batch.tokens,
+            tokens=before.tokens + batch.tensors.tokens,
         )
-        self._log_step(result, seqs, batch.tokens, factor, seconds=self._around.clock() - began_s)
+        self._log_step(result, batch, factor, seconds=self._around.clock() - began_s)
         return result
 
     def _rate_factor(self) -> float:
@@ -266,10 +275,9 @@ class Trainer:
         )
         self._saved_s = self._around.clock()
 
-    def _log_step(
-        self, result: StepResult, seqs: Sequence[int], tokens: int, rate_factor: float, *, seconds: float
-    ) -> None:
+    def _log_step(self, result: StepResult, batch: Fed, rate_factor: float, *, seconds: float) -> None:
         progress = self.progress
+        tokens = batch.tensors.tokens
         self._metrics.write(
             {
                 "kind": "step",
@@ -278,7 +286,7 @@ class Trainer:
                 "loss": result.loss,
                 "gradient_norm": result.gradient_norm,
                 "rate_factor": rate_factor,
-                "samples": len(seqs),
+                "samples": len(batch.seqs),
                 "tokens": tokens,
                 "seconds": seconds,
                 "skipped": result.was_skipped,
