@@ -49,13 +49,19 @@ class EncodedSample:
 def pack(bundle_id: str, samples: Sequence[EncodedSample]) -> tuple[ActivationBatch, tuple[Buffer, ...]]:
     """The message and buffers of a batch; all samples come from one bundle."""
     headers = tuple(SampleHeader(ordinal=s.ordinal, tokens=s.rows.tokens, role=s.role, label=s.label) for s in samples)
-    buffers: list[Buffer] = [np.concatenate([s.rows.rows for s in samples])]
-    if samples[0].rows.scales.shape[1]:
-        buffers.append(np.concatenate([s.rows.scales for s in samples]))
+    buffers = pack_rows([s.rows for s in samples])
     targets = [s.targets for s in samples if s.targets is not None]
     if targets:
-        buffers.append(np.concatenate(targets))
-    return ActivationBatch(bundle_id=bundle_id, samples=headers), tuple(buffers)
+        buffers = (*buffers, np.concatenate(targets))
+    return ActivationBatch(bundle_id=bundle_id, samples=headers), buffers
+
+
+def pack_rows(texts: Sequence[EncodedRows]) -> tuple[Buffer, ...]:
+    """Rows of several texts as the buffers `rows` and, where the codec has them, `scales`."""
+    rows: Buffer = np.concatenate([text.rows for text in texts])
+    if not texts[0].scales.shape[1]:
+        return (rows,)
+    return rows, np.concatenate([text.scales for text in texts])
 
 
 def sample_frame_bytes(codec: WireCodec, *, hidden: int, tokens: int) -> tuple[int, int, int]:
@@ -73,7 +79,29 @@ def unpack(
     Raises:
         MalformedMessage: the buffers do not fit the header, the codec or the hidden size.
     """
-    tokens = sum(sample.tokens for sample in batch.samples)
+    rows, others = _checked_rows([sample.tokens for sample in batch.samples], buffers, codec, hidden, with_targets)
+    targets = others[0].astype(np.int32, copy=False) if with_targets else None
+    return _split(batch.samples, rows, targets)
+
+
+def unpack_rows(
+    tokens: Sequence[int], buffers: Sequence[Buffer], *, codec: WireCodec, hidden: int
+) -> list[EncodedRows]:
+    """Rows of texts with so many tokens each, as views of the buffers.
+
+    Raises:
+        MalformedMessage: the buffers do not fit the lengths, the codec or the hidden size.
+    """
+    packed, _ = _checked_rows(tokens, buffers, codec, hidden, with_targets=False)
+    stops = np.cumsum(tokens).tolist()
+    return [packed.part(stop - length, stop) for stop, length in zip(stops, tokens, strict=True)]
+
+
+def _checked_rows(
+    lengths: Sequence[int], buffers: Sequence[Buffer], codec: WireCodec, hidden: int, with_targets: bool
+) -> tuple[EncodedRows, Sequence[Buffer]]:
+    """The rows, and the buffers behind them."""
+    tokens = sum(lengths)
     groups = scale_groups(codec, hidden)
     expected: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = [
         ("rows", row_dtype(codec), (tokens, row_columns(codec, hidden)))
@@ -91,9 +119,7 @@ def unpack(
                 f"{name} are {buffer.dtype.name} {list(buffer.shape)}; this batch needs {dtype.name} {list(shape)}"
             )
     scales = buffers[1] if groups else np.zeros((tokens, 0), dtype=np.float32)
-    packed = EncodedRows(codec=codec, rows=buffers[0], scales=scales)
-    targets = buffers[-1].astype(np.int32, copy=False) if with_targets else None
-    return _split(batch.samples, packed, targets)
+    return EncodedRows(codec=codec, rows=buffers[0], scales=scales), buffers[2 if groups else 1 :]
 
 
 def _split(headers: Sequence[SampleHeader], packed: EncodedRows, targets: Targets | None) -> list[EncodedSample]:

@@ -6,7 +6,6 @@ file exchanged in between is noticed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from sf_contract import limits
 from sf_contract.codec import FloatRows
 from sf_contract.errors import BundleError
+from sf_contract.hashes import sha256
 from sf_contract.int4 import Int4Parameters, parameters_from_bytes
 from sf_contract.manifest import BundleFile, Manifest, decode_manifest
 from sf_contract.plain_files import NotAPlainFile, open_plain, read_plain
@@ -57,7 +57,7 @@ class Bundle:
         path = self.folder / name
         content = _read_bounded(path, expected.nbytes)
         _check_size(path, len(content), expected)
-        _check_hash(path, hashlib.sha256(content).hexdigest(), expected)
+        _check_hash(path, sha256(content).hexdigest(), expected)
         return content
 
     def read_signature(self) -> bytes | None:
@@ -177,7 +177,7 @@ def _check_hash(path: Path, found: str, expected: BundleFile) -> None:
 
 
 def _hash_of(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
+    digest = sha256()
     while chunk := stream.read(_HASH_CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()

@@ -6,7 +6,6 @@ A private key stands in a plain file that only its owner may use, its public key
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Final
 
 from sf_contract import limits
 from sf_contract.errors import UsageError
+from sf_contract.hashes import sha256
 from sf_contract.plain_files import open_plain, read_plain
 
 PUBLIC_KEY_SUFFIX: Final = ".pub"
@@ -48,7 +48,7 @@ class KeyPairText:
 
 def key_id(raw: bytes) -> str:
     """A public key's name among people: the first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(raw).hexdigest()[:16]
+    return sha256(raw).hexdigest()[:16]
 
 
 def key_line(name: str, raw: bytes) -> str:

@@ -28,6 +28,10 @@ MAX_SAMPLES_PER_BATCH: Final = 256
 MAX_SHARED_BATCH_BYTES: Final = 1 * MIB
 """Payload of a batch of several samples; a sample that is larger travels alone."""
 
+MAX_TEXTS_PER_REQUEST: Final = 64
+MAX_CLASSES_PER_TEXT: Final = 16
+"""What one request for predictions may ask for; the answer then needs at most 70 KiB."""
+
 MAX_TOKENS_PER_SAMPLE: Final = 32_768
 MAX_HIDDEN: Final = 65_536
 MAX_VOCABULARY: Final = 2_000_000

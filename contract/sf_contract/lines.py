@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Final
 
+from sf_contract.hashes import blake2b
 from sf_contract.limits import MAX_RECORD_BYTES
 
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
@@ -42,7 +42,7 @@ class LineSplitter:
         self.number = number
         self.nbytes = 0
         self.has_ended = False
-        self._hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self._hasher = blake2b(digest_size=_DIGEST_BYTES)
         self._buffer = bytearray()
         self._searched = 0
         self._beginning: bytes | None = None

@@ -1,4 +1,4 @@
-"""Keys of the link between device and server: Curve25519, for ZeroMQ's CURVE. A door to PyNaCl, for machines that have it.
+"""Keys of the link between device and server: Curve25519, for ZeroMQ's CURVE. A door to PyNaCl, loaded when a key is used.
 
 Both ends have a key of this kind. The private keys never leave their machines; the device is given the server's public key,
 and the server a folder with the public keys of its devices.
@@ -10,8 +10,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from nacl.public import PrivateKey
 
 from sf_contract import key_files
 from sf_contract.errors import UsageError
@@ -59,6 +57,8 @@ class LinkSecretKey:
     @property
     def public(self) -> LinkPublicKey:
         """The public key that belongs to it."""
+        from nacl.public import PrivateKey  # noqa: PLC0415  # 1.5 MB: only where a link is encrypted
+
         return LinkPublicKey(bytes(PrivateKey(self.raw).public_key))
 
     def line(self) -> str:
@@ -77,6 +77,8 @@ class WrittenKey:
 
 def new_link_key() -> LinkSecretKey:
     """A fresh random key."""
+    from nacl.public import PrivateKey  # noqa: PLC0415
+
     return LinkSecretKey(bytes(PrivateKey.generate()))
 
 

@@ -7,7 +7,6 @@ the SHA-256 of those bytes, so two bundles with the same id are the same bundle.
 from __future__ import annotations
 
 import enum
-import hashlib
 from typing import Annotated, Final
 
 import msgspec
@@ -16,6 +15,7 @@ from msgspec import Meta
 from sf_contract import limits
 from sf_contract.codec import WireCodec
 from sf_contract.errors import BundleError
+from sf_contract.hashes import sha256
 from sf_contract.int4 import parameter_bytes
 
 FORMAT_VERSION: Final = 1
@@ -173,7 +173,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def bundle_id(self) -> str:
         """SHA-256 of the canonical bytes, in hexadecimal."""
-        return hashlib.sha256(encode_manifest(self)).hexdigest()
+        return sha256(encode_manifest(self)).hexdigest()
 
 
 _encoder = msgspec.json.Encoder(order="sorted")

@@ -1,7 +1,7 @@
 """The messages between a device and the server. Frozen, closed, unknown fields refused.
 
-Device to server: `Hello`, `ActivationBatch`, `Finished`, `Ping`, `Inquiry`.
-Server to device: `Welcome`, `Refusal`, `Ack`, `FinishNoted`, `Pong`, `Approval`.
+Device to server: `Hello`, `ActivationBatch`, `Finished`, `Ping`, `Inquiry`, `PredictRequest`.
+Server to device: `Welcome`, `Refusal`, `Ack`, `FinishNoted`, `Pong`, `Approval`, `PredictAnswer`.
 """
 
 from __future__ import annotations
@@ -188,6 +188,56 @@ class Approval(Message, frozen=True, tag="approval"):
     clock_s: Annotated[float, Meta(ge=0, le=1e12)]
 
 
+class PredictRequest(Message, frozen=True, tag="predict"):
+    """Which classes do these texts belong to? Judged by itself, without a session, and nothing of it is kept.
+
+    `tokens` are the lengths of the texts. Buffers: rows `[sum(tokens), hidden]` and, where the codec has them, scales
+    `[sum(tokens), groups]`, as in an `ActivationBatch`. `classes` is how many of the likeliest classes the answer names.
+    A device sends its next request when it has the answer to the last one.
+    """
+
+    device: DeviceName
+    bundle_id: BundleId
+    number: Ordinal
+    tokens: Annotated[tuple[Tokens, ...], Meta(min_length=1, max_length=limits.MAX_TEXTS_PER_REQUEST)]
+    classes: Annotated[int, Meta(ge=1, le=limits.MAX_CLASSES_PER_TEXT)] = limits.MAX_CLASSES_PER_TEXT
+
+
+class ClassProbability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A class and how likely it is."""
+
+    label: LabelIndex
+    probability: Annotated[float, Meta(ge=0, le=1)]
+
+
+class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verdict", tag="predicted"):
+    """The likeliest classes of one text, the likeliest first."""
+
+    classes: Annotated[tuple[ClassProbability, ...], Meta(min_length=1, max_length=limits.MAX_CLASSES_PER_TEXT)]
+
+
+class PredictAnswer(Message, frozen=True, tag="predictions"):
+    """The answer to the request with this number: one prediction per text, in their order; a text whose rows cannot be used is
+    `Rejected`, its place in the request being the ordinal."""
+
+    number: Ordinal
+    predictions: Annotated[
+        tuple[Predicted | Rejected, ...], Meta(min_length=1, max_length=limits.MAX_TEXTS_PER_REQUEST)
+    ]
+
+
 AnyMessage = (
-    Hello | Welcome | Refusal | ActivationBatch | Ack | Finished | FinishNoted | Ping | Pong | Inquiry | Approval
+    Hello
+    | Welcome
+    | Refusal
+    | ActivationBatch
+    | Ack
+    | Finished
+    | FinishNoted
+    | Ping
+    | Pong
+    | Inquiry
+    | Approval
+    | PredictRequest
+    | PredictAnswer
 )

@@ -1,4 +1,4 @@
-"""Who made a bundle: Ed25519 signatures and trust lists. A door to PyNaCl; import it only where an extra brings pynacl.
+"""Who made a bundle: Ed25519 signatures and trust lists. A door to PyNaCl, which is loaded when a signature is made or checked.
 
 A signature is over `SIGNED_PREFIX` and the manifest's canonical bytes. The manifest holds the hash of every other file, so
 the signature covers the bundle; the prefix keeps it from meaning anything else. Keys are text files of one line,
@@ -13,9 +13,6 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey as NaclSigningKey
-from nacl.signing import VerifyKey
 
 from sf_contract import key_files, limits
 from sf_contract.bundle import SIGNATURE_FILE, Bundle
@@ -70,6 +67,8 @@ class SigningKey:
     @property
     def public(self) -> PublicKey:
         """The public key that belongs to it."""
+        from nacl.signing import SigningKey as NaclSigningKey  # noqa: PLC0415  # 1.5 MB: only where there is a signature
+
         return PublicKey(bytes(NaclSigningKey(self._seed).verify_key))
 
     def line(self) -> str:
@@ -78,6 +77,8 @@ class SigningKey:
 
     def sign(self, manifest: Manifest) -> bytes:
         """Content of the signature file; the same every time."""
+        from nacl.signing import SigningKey as NaclSigningKey  # noqa: PLC0415
+
         signed = NaclSigningKey(self._seed).sign(SIGNED_PREFIX + encode_manifest(manifest))
         return _encoder.encode(
             Signature(algorithm="ed25519", public_key=self.public.raw.hex(), signature=signed.signature.hex())
@@ -106,6 +107,8 @@ _decoder = msgspec.json.Decoder(Signature)
 
 def new_signing_key() -> SigningKey:
     """A fresh random key."""
+    from nacl.signing import SigningKey as NaclSigningKey  # noqa: PLC0415
+
     return SigningKey(bytes(NaclSigningKey.generate()))
 
 
@@ -152,6 +155,9 @@ def _signed_by(bundle: Bundle, raw: bytes) -> PublicKey:
         raise _bad_signature(f"{path} is not a signature: {problem}") from problem
     if _encoder.encode(found) != raw:
         raise _bad_signature(f"{path} is not in canonical form, so it was edited")
+    from nacl.exceptions import BadSignatureError  # noqa: PLC0415
+    from nacl.signing import VerifyKey  # noqa: PLC0415
+
     key = PublicKey(bytes.fromhex(found.public_key))
     try:
         VerifyKey(key.raw).verify(SIGNED_PREFIX + encode_manifest(bundle.manifest), bytes.fromhex(found.signature))

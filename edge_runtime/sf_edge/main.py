@@ -14,6 +14,7 @@ from sf_contract.command import ArgumentParser, print_json, run_command
 from sf_contract.errors import UsageError
 from sf_edge.bench import options as bench_options
 from sf_edge.doctor import options as doctor_options
+from sf_edge.predict import options as predict_options
 
 _DESCRIPTION = """\
 Run a model's frozen first layers on this device and send the activations to the server, each sample once.
@@ -27,6 +28,7 @@ examples:
   sf-edge verify bundle/ --trust team.key.pub               and did somebody I trust make it?
   sf-edge bench bundle/ --tune                              how fast is it here, and with how many threads?
   sf-edge run --bundle bundle/ --server tcp://127.0.0.1:5555 --data private.jsonl
+  sf-edge predict --config edge.toml "a text"               ask sf-server serve which class it belongs to
   sf-edge doctor --config edge.toml                         what is wrong here, or on the way to the server?
   sf-edge keygen                                            a key for encrypted links to servers
   sf-edge run --config edge.toml --holdout 0.1              settings from a file, flags win
@@ -128,6 +130,14 @@ def _parser() -> ArgumentParser:
         epilog=bench_options.EPILOG,
     )
     bench_options.add_bench_options(bench)
+    predict_options.add_predict_options(
+        commands.add_parser(
+            "predict",
+            help="ask a server which class a text belongs to",
+            description=predict_options.DESCRIPTION,
+            epilog=predict_options.EPILOG,
+        )
+    )
     status = commands.add_parser(
         "status",
         help="show what an outbox holds",
@@ -279,6 +289,12 @@ def _bench(given: dict[str, Any]) -> int:
     return run_bench(bench_settings(given))
 
 
+def _predict(flags: dict[str, Any]) -> int:
+    from sf_edge.predict.command import run_predict  # noqa: PLC0415
+
+    return run_predict(flags)
+
+
 def _slim(given: dict[str, Any]) -> int:
     from sf_edge.slim import slim_environment, unused_json, unused_text  # noqa: PLC0415
 
@@ -312,6 +328,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "doctor": _doctor,
     "verify": _verify,
     "bench": _bench,
+    "predict": _predict,
     "status": _status,
     "keygen": _keygen,
     "slim": _slim,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -10,6 +9,7 @@ from typing import Final, Protocol
 from sf_contract.activations import TARGET_DTYPE, EncodedSample
 from sf_contract.codec import EncodedRows, bytes_per_token, row_bytes
 from sf_contract.errors import UsageError
+from sf_contract.hashes import sha256
 from sf_contract.limits import MAX_BUFFER_BYTES
 from sf_contract.manifest import Manifest, Task, TaskSpec
 from sf_contract.messages import Role
@@ -38,7 +38,7 @@ class RolePolicy:
         """The role of a text; equal texts always have the same one."""
         if self.holdout == 0.0:
             return self.role
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        digest = sha256(text.encode("utf-8", "surrogatepass")).digest()
         drawn = int.from_bytes(digest[:8], "big") / _HASH_VALUES
         return Role.VALIDATION if drawn < self.holdout else self.role
 

@@ -31,6 +31,8 @@ from sf_contract.messages import (
     Inquiry,
     Ping,
     Pong,
+    PredictAnswer,
+    PredictRequest,
     Refusal,
     RefusalCode,
     Welcome,
@@ -200,6 +202,8 @@ class Session:
                 if self.state is State.FINISHING:
                     self._enter(State.FINISHED, now_s)
             case Pong() | Ping() | Hello() | ActivationBatch() | Finished() | Inquiry() | Approval():
+                pass
+            case PredictRequest() | PredictAnswer():
                 pass
             case _:
                 assert_never(message)

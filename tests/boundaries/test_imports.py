@@ -40,6 +40,12 @@ def test_the_device_process_never_loads_a_training_library():
     assert loaded.isdisjoint({*HEAVY, "huggingface_hub", "sf_model", "sf_export", "sf_server"})
 
 
+def test_a_device_loads_openssl_never_and_pynacl_only_for_keys_and_signatures():
+    """Each is some megabytes that a device would keep for weeks."""
+    loaded = _loaded_after_importing(["sf_edge.run", "sf_edge.loop"])
+    assert loaded.isdisjoint({"_hashlib", "_ssl", "nacl"})
+
+
 def test_the_receiving_side_of_the_server_needs_no_torch():
     assert _loaded_after_importing(list(WITHOUT_TORCH)).isdisjoint({*HEAVY, "onnxruntime"})
 
@@ -81,7 +87,7 @@ def test_every_heavy_library_has_one_named_door():
     doors = {
         "onnxruntime": {"sf_contract/front_end.py", "sf_export/quantize.py"},
         "zmq": {"sf_edge/link/dealer.py", "sf_server/link/router.py", "sf_bench/ingest/fleet.py"},
-        "sqlite3": {"sf_edge/outbox/file.py", "sf_server/store/store.py", "sf_bench/ingest/disk.py"},
+        "sqlite3": {"sf_edge/outbox/file.py", "sf_server/store/file.py", "sf_bench/ingest/disk.py"},
         "peft": {"sf_server/training/lora.py"},
         "optimum": {"sf_model/config_view.py"},
         "tokenizers": {"sf_contract/tokenizer.py"},

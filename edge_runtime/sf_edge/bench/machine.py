@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Final
 import msgspec
 
 from sf_contract.command import usable_cores
+from sf_contract.hashes import sha256
 from sf_edge.governor.kernel_files import line_or_none
 
 FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
@@ -68,7 +68,7 @@ def machine_digest(machine: Machine, *, onnxruntime: str) -> str:
         "flags": machine.flags,
         "onnxruntime": onnxruntime,
     }
-    return hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    return sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
 
 
 def _processor_name(root: Path, cpuinfo: str) -> str:

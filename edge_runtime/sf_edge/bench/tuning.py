@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal
@@ -10,6 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from sf_contract.hashes import sha256
 from sf_contract.manifest import Sha256
 from sf_edge.bench.report import QUIET_SHARE, Advice, BatchFinding, CellResult
 
@@ -143,7 +143,7 @@ def choose_quantization(
 
 def contest_key(bundle_ids: Sequence[str]) -> str:
     """The name of a contest: the same bundles, the same name."""
-    return hashlib.sha256("\n".join(sorted(bundle_ids)).encode()).hexdigest()
+    return sha256("\n".join(sorted(bundle_ids)).encode()).hexdigest()
 
 
 def _reason(speeds: Mapping[int, float]) -> str:

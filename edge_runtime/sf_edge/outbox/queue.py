@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ class Outbox:
         self._file.write(
             "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, 0, 0, ?)",
             (
-                secrets.token_hex(16),
+                os.urandom(16).hex(),
                 owner.bundle_id,
                 owner.device,
                 owner.codec.value,
