@@ -31,7 +31,7 @@ def running_ingest(
         ServerUnreachable: it ended at once.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    run.create(settings or usual_settings(bundle, run), bundle_id=bundle.bundle_id)
+    run.create(settings or usual_settings(bundle, run), bundle_ids=(bundle.bundle_id,))
     command = [sys.executable, *python_options, "-m", "sf_server.ingest.process", "--run", str(run.path)]
     with (run.path.parent / "ingest.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)

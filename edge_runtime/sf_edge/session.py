@@ -421,5 +421,6 @@ _CURES: Final = {
     RefusalCode.SELF_TEST: "export a bundle for this kind of processor, or with --quantize none",
     RefusalCode.KEY_NAME: "give --device the name that this key has on the server, or have the key's file renamed there",
     RefusalCode.DEVICE_NAME: "give this device its own --device name",
+    RefusalCode.NOT_AUTHORISED: "ask whoever runs the server to let this device in again",
     RefusalCode.CLOSED: "start the server again if more samples shall be trained on",
 }

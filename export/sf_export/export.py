@@ -30,9 +30,10 @@ from sf_contract.manifest import (
     SelfTest,
     TaskSpec,
 )
+from sf_contract.samples import fill_template, template_fields
 from sf_contract.signing import SigningKey, read_signing_key
 from sf_export.bundle_writer import check_target, describe_bytes, write_bundle
-from sf_export.calibration import Calibration, read_calibration
+from sf_export.calibration import Calibration, TokenIds, read_calibration
 from sf_export.checked_graph import checked_graph
 from sf_export.embedding import quantize_embedding
 from sf_export.measure import (
@@ -145,7 +146,13 @@ def default_folder(identity: BaseModel, split_layer: int) -> Path:
 
 def _common(settings: ExportSettings, spec: TaskSpec, key: SigningKey | None, say: Say) -> _Common:
     base = load_base(settings, spec, split_layers=settings.cuts, say=say)
-    spec = msgspec.structs.replace(spec, end_token_id=base.end_token_id if spec.template.completion else None)
+    spec = msgspec.structs.replace(
+        spec,
+        template=msgspec.structs.replace(spec.template, prompt=base.template),
+        end_token_id=base.end_token_id if spec.template.completion else None,
+    )
+    if settings.text_pair is not None:
+        say(f"a pair becomes the text {base.template!r}")
     calibration = read_calibration(
         Path(settings.calibration) if settings.calibration else None,
         spec,
@@ -190,6 +197,7 @@ def _cuts(common: _Common, targets: Sequence[Path]) -> list[_Cut]:
     settings, model, sequences = common.settings, common.base.model, common.calibration.sequences
     references = references_of(model, settings.cuts, sequences)
     test_sequences = [ids[:_SELF_TEST_TOKENS] for ids in sequences[:_SELF_TEST_SEQUENCES]]
+    test_sequences += _pair_sequences(common)
     self_tests = references_of(model, settings.cuts, test_sequences)
     return [
         _Cut(
@@ -203,6 +211,16 @@ def _cuts(common: _Common, targets: Sequence[Path]) -> list[_Cut]:
             settings.cuts, targets, references, self_tests, strict=True
         )
     ]
+
+
+def _pair_sequences(common: _Common) -> list[TokenIds]:
+    """A pair to repeat on devices, where texts are pairs: what is measured on may hold none."""
+    fields = template_fields(common.spec.template.prompt)
+    if len(fields) < 2 or common.spec.template.completion is not None:
+        return []
+    text = fill_template(common.spec.template.prompt, dict.fromkeys(fields, "one two three"))
+    token_ids = common.base.tokenizer.encode(text, special_tokens=True, max_tokens=common.settings.max_tokens)
+    return [tuple(token_ids[:_SELF_TEST_TOKENS])]
 
 
 def _export_cut(common: _Common, cut: _Cut, steps: _Steps) -> ExportResult:

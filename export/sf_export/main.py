@@ -23,6 +23,7 @@ examples:
   sf-export --split-layer 4 --labels negative,positive
   sf-export --split-layer 4 --model HuggingFaceTB/SmolLM2-135M --task causal-lm
   sf-export --split-layer 2 --model ./my-model --labels-from train.jsonl --template 'Review: {review}'
+  sf-export --split-layer 2 --model google-bert/bert-base-uncased --labels 0,1 --text-pair sentence1,sentence2
   sf-export --split-layer 4 --model model.gguf --labels a,b --config export.toml
   sf-export --split-layer 2,4,8 --labels a,b --sign team.key --out bundles/gpt2
   sf-export --split-layer 4 --labels a,b --embedding int4 --wire int4 --max-error 0.1
@@ -82,6 +83,13 @@ def _export_parser() -> ArgumentParser:
     add("--labels", type=_comma_separated, metavar="A,B,C", help="class names, in index order")
     add("--labels-from", metavar="FILE", help="class names, one per line, or a .jsonl/.csv file with a label column")
     add("--template", metavar="TEXT", help="text of a sample, columns in braces (default: {text}, causal-lm: {prompt})")
+    add(
+        "--text-pair",
+        type=_comma_separated,
+        metavar="A,B",
+        help="classify two columns together (MRPC, MNLI): joined as the model's tokenizer joins a pair, with its separator and "
+        "token types; on two lines where it has no such form",
+    )
     add("--completion-template", metavar="TEXT", help="what a causal-lm sample is trained on (default: {completion})")
     add(
         "--quantize", metavar="MODE", help="auto (default: search under --max-error), int8 (plain dynamic), none (fp32)"

@@ -17,6 +17,7 @@ from sf_model.blocks import check_split_layer
 from sf_model.checkpoint import open_checkpoint, tokenizer_json
 from sf_model.config_view import check_task_class, position_limit, view_config
 from sf_model.front import FrontModel, cut_front
+from sf_model.pairs import pair_separator, pair_template, tell_segments
 from sf_model.precision import WHOLE_BELOW_BYTES, free_buffers, held_in_fp32, load_exact
 from sf_model.probe import check_cut
 
@@ -54,9 +55,11 @@ class BaseForExport:
 
     Attributes:
         held: the model, as long as it is needed.
+        template: how a record becomes the (prompt's) text, pairs joined as this model's tokenizer joins them.
     """
 
     identity: BaseModel
+    template: str
     held: HeldModel
     tokenizer: BundleTokenizer
     tokenizer_json: bytes
@@ -143,13 +146,24 @@ def load_base(
             cure="choose a causal language model, or --task text-classification",
         )
     raw_tokenizer, end_token_id = tokenizer_json(checkpoint)
+    template = spec.template.prompt
+    if settings.text_pair is not None:
+        template = pair_template(checkpoint, (settings.text_pair[0], settings.text_pair[1]))
+    separator = pair_separator(checkpoint, template)
     task = Task.CAUSAL_LM if has_head else None
+
+    def load() -> PreTrainedModel:
+        model = load_exact(checkpoint, task=task, say=say)
+        tell_segments(model, separator)
+        return model
+
     held = HeldModel(
-        lambda: load_exact(checkpoint, task=task, say=say),
+        load,
         worth_it=checkpoint.weights.nbytes >= WHOLE_BELOW_BYTES,
     )
     return BaseForExport(
         identity=checkpoint.identity,
+        template=template,
         held=held,
         tokenizer=_tokenizer(raw_tokenizer, checkpoint.identity.name, view.vocabulary),
         tokenizer_json=raw_tokenizer,

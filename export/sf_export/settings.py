@@ -20,6 +20,9 @@ DEFAULT_ERROR_INT4_EMBEDDING = 0.08
 DEFAULT_ERROR_INT4_BOTH = 0.10
 
 
+ColumnName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
+
+
 class Quantize(enum.StrEnum):
     """What `--quantize` asks for."""
 
@@ -54,6 +57,7 @@ class ExportSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         labels: class names, in index order.
         labels_from: a file that holds them: one per line, or a data file with a label column.
         template: how a record becomes the (prompt's) text; None is the task's default.
+        text_pair: two columns that are classified together, joined as the model's tokenizer joins a pair.
         completion_template: how a record becomes the completion; causal-lm only.
         quantize: `auto` searches under `max_error`, `int8` is plain dynamic int8, `none` keeps fp32.
         max_error: largest mean relative error of the rows at the cut; None is the default that `error_limit` gives.
@@ -74,6 +78,7 @@ class ExportSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] = ()
     labels_from: str | None = None
     template: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    text_pair: Annotated[tuple[ColumnName, ...], Meta(min_length=2, max_length=2)] | None = None
     completion_template: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     quantize: Quantize = Quantize.AUTO
     max_error: Annotated[float, Meta(gt=0, le=1)] | None = None

@@ -29,6 +29,10 @@ def task_spec(settings: ExportSettings, *, end_token_id: int | None = None) -> T
         case Task.TEXT_CLASSIFICATION:
             return TaskSpec(task=settings.task, template=_classification_template(settings), labels=_labels(settings))
         case Task.CAUSAL_LM:
+            if settings.text_pair is not None:
+                raise UsageError(
+                    "--text-pair is for classification", cure="write both columns into --template, or leave it out"
+                )
             if settings.labels or settings.labels_from:
                 raise UsageError(
                     "causal-lm has no labels", cure="leave out --labels, or use --task text-classification"
@@ -45,7 +49,15 @@ def _classification_template(settings: ExportSettings) -> Template:
         raise UsageError(
             "text-classification has no completion", cure="leave out --completion-template, or use --task causal-lm"
         )
-    return Template(prompt=_with_column(settings.template or _CLASSIFICATION_TEMPLATE))
+    if settings.text_pair is None:
+        return Template(prompt=_with_column(settings.template or _CLASSIFICATION_TEMPLATE))
+    if settings.template is not None:
+        raise UsageError(
+            "--text-pair and --template both say how a row becomes a text", cure="leave one of the two out"
+        )
+    if settings.text_pair[0] == settings.text_pair[1]:
+        raise UsageError(f"--text-pair names {settings.text_pair[0]} twice", cure="name two columns")
+    return Template(prompt=" ".join(f"{{{column}}}" for column in settings.text_pair))  # until the model is known
 
 
 def _with_column(template: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 from torch import nn
@@ -23,6 +21,7 @@ from sf_model.blocks import (
     rows_reaching,
 )
 from sf_model.config_view import FAMILIES_CURE, view_config
+from sf_model.taking_apart import drop_what_follows
 
 PROBE_LENGTHS: Final = (9, 5)
 """Tokens of the two sequences that a cut is tried on."""
@@ -79,7 +78,7 @@ def cut_front(model: PreTrainedModel, split_layer: int) -> FrontModel:
     with torch.no_grad(), refused_when_it_fails(model, f"cut at {split_layer}"):
         wanted = rows_reaching(whole, blocks.modules[split_layer], input_ids, mask)
         _check_shape(model, wanted, mask)
-        _drop_what_follows(front, input_ids, mask)
+        drop_what_follows(front.base, front.end, lambda: front(input_ids, mask))
         rows = front(input_ids, mask)
         short = front(input_ids[1:, : PROBE_LENGTHS[1]], mask[1:, : PROBE_LENGTHS[1]])
     if rows.shape != wanted.shape or not torch.equal(rows[mask > 0], wanted[mask > 0]):
@@ -142,48 +141,3 @@ def _copy_below(whole: PreTrainedModel, blocks: Blocks, split_layer: int) -> Pre
         setattr(blocks.parent, blocks.name, blocks.modules)
     base.config.use_cache = False
     return base
-
-
-class _Skipped(nn.Module):
-    """Takes the place of what only runs after the cut, such as a final norm, a pooler, or an output projection."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> object:
-        """The first argument."""
-        return next(iter((*args, *kwargs.values())))
-
-
-def _drop_what_follows(front: FrontModel, input_ids: torch.Tensor, mask: torch.Tensor) -> None:
-    """Take the weights away from every module that runs after the cut only."""
-    with _calls(front) as (before, after):
-        front(input_ids, mask)
-    followers = [path for path in after if path not in before]
-    for path in followers:
-        if not any(path.startswith(outer + ".") for outer in followers):
-            parent, _, name = path.rpartition(".")
-            setattr(front.base.get_submodule(parent), name, _Skipped())
-
-
-@contextmanager
-def _calls(front: FrontModel) -> Iterator[tuple[set[str], list[str]]]:
-    """Paths of the modules in `front.base` that are called before its end is reached, and after."""
-    before: set[str] = set()
-    after: list[str] = []
-    reached = False
-
-    def note(path: str, module: nn.Module) -> None:
-        nonlocal reached
-        if reached:
-            after.append(path)
-        else:
-            before.add(path)
-        reached = reached or module is front.end
-
-    handles = [
-        module.register_forward_pre_hook(lambda module, _, path=path: note(path, module))
-        for path, module in front.base.named_modules()
-    ]
-    try:
-        yield before, after
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Final, cast
 
 import torch
@@ -13,6 +12,7 @@ from sf_model.back import BackEnd, PadSide
 from sf_model.blocks import find_blocks, refused_when_it_fails, rows_leaving
 from sf_model.front import PROBE_LENGTHS, check_padding, probe_batch, relative_gap
 from sf_model.precision import free_buffers
+from sf_model.taking_apart import sharing_weights
 
 _MAX_GAP: Final = 1e-4
 """Relative. The same operations in the same order give 0; the room is for threads that add in another order."""
@@ -37,7 +37,7 @@ def check_cut(model: PreTrainedModel, split_layer: int) -> None:
     base = cast(PreTrainedModel, model.base_model)
     input_ids, mask = probe_batch(model)
     with refused_when_it_fails(model, f"run in two parts at cut {split_layer}"):
-        back_end = BackEnd(_sharing_weights(base), split_layer, pad_side=PadSide.RIGHT, rows_dtype=torch.float32)
+        back_end = BackEnd(sharing_weights(base), split_layer, pad_side=PadSide.RIGHT, rows_dtype=torch.float32)
         with rows_leaving(find_blocks(base).modules[split_layer]) as captured:
             wanted = base(input_ids=input_ids, attention_mask=mask)[0]
         found = back_end(captured[0], mask)
@@ -52,9 +52,3 @@ def check_cut(model: PreTrainedModel, split_layer: int) -> None:
             cure="choose another model or cut",
         )
     check_padding(model, short[0], wanted[1, :length])
-
-
-def _sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model of the same modules that can be taken apart; its weights are the first one's, not copies."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})

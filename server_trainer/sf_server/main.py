@@ -31,10 +31,28 @@ def _train(arguments: Sequence[str]) -> int:
     return main_train(arguments)
 
 
+def _dashboard(arguments: Sequence[str]) -> int:
+    from sf_server.seeing.dashboard.command import main_dashboard  # noqa: PLC0415
+
+    return main_dashboard(arguments)
+
+
 def _devices(arguments: Sequence[str]) -> int:
     from sf_server.store.devices_command import main_devices  # noqa: PLC0415
 
     return main_devices(arguments)
+
+
+def _forget(arguments: Sequence[str]) -> int:
+    from sf_server.store.forget_command import main_forget  # noqa: PLC0415
+
+    return main_forget(arguments)
+
+
+def _status(arguments: Sequence[str]) -> int:
+    from sf_server.seeing.status_command import main_status  # noqa: PLC0415
+
+    return main_status(arguments)
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -61,11 +79,28 @@ def _predict(arguments: Sequence[str]) -> int:
     return main_predict(arguments)
 
 
+def _generate(arguments: Sequence[str]) -> int:
+    from sf_server.results.generate_command import main_generate  # noqa: PLC0415
+
+    return main_generate(arguments)
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from sf_server.serving.serve_command import main_serve  # noqa: PLC0415
+
+    return main_serve(arguments)
+
+
 COMMANDS: Final[dict[str, _Command]] = {
     "train": _Command("receive samples from devices and train an adapter", _train),
+    "status": _Command("show what a run is doing", _status),
     "devices": _Command("list the devices of a run and what they sent", _devices),
+    "dashboard": _Command("a page about a run, in a browser on this machine", _dashboard),
+    "forget": _Command("remove a device's samples from a run, and prove it", _forget),
     "eval": _Command("measure an adapter on labelled data", _evaluate),
-    "predict": _Command("run the trained model on text", _predict),
+    "predict": _Command("classify texts with the trained model", _predict),
+    "generate": _Command("complete prompts with the trained model", _generate),
+    "serve": _Command("answer devices that ask which class their texts belong to", _serve),
     "keygen": _Command("make a key for encrypted links that several runs share", _keygen),
     "merge": _Command("write the trained model as one ordinary model folder", _merge),
 }

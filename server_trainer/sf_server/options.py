@@ -39,7 +39,7 @@ def add_options(
 def add_option(
     parser: ArgumentParser, field: msgspec.structs.FieldInfo, *, plain: Any, description: str, metavar: str | None
 ) -> None:
-    """One option; `plain` is the field's type without annotations."""
+    """One option; `plain` is the field's type without annotations. One for one or several values may be repeated."""
     flag = "--" + field.name.replace("_", "-")
     text = (description + _default_text(field)).replace("%", "%%")
     if plain is bool:
@@ -48,6 +48,9 @@ def add_option(
         return
     if typing.get_origin(plain) is Literal:
         parser.add_argument(flag, choices=typing.get_args(plain), help=text)
+        return
+    if any(typing.get_origin(member) is tuple for member in typing.get_args(plain)):
+        parser.add_argument(flag, action="append", metavar=metavar or "TEXT", help=text)
         return
     if typing.get_origin(plain) is tuple:
         parser.add_argument(flag, type=_comma_separated, metavar=metavar or "A,B", help=text)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
-from sf_contract.bundle import Bundle, open_bundle
+from sf_contract.bundle import Bundle
 from sf_contract.errors import UsageError
+from sf_contract.int4 import Int4Parameters
 from sf_contract.manifest import BaseModel
 from sf_model.back import BackEnd
 from sf_model.checkpoint import Checkpoint, LoadedModel, check_same_base, load_model, open_checkpoint
+from sf_server.bundles import cut_of, first_lora_layer, int4_by_bundle, open_run_bundles
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
 from sf_server.training.lora import load_adapter
@@ -27,18 +29,32 @@ class Pieces:
     Attributes:
         folder: the run folder.
         settings: the run's settings.
-        bundle: the verified bundle its devices use.
-        checkpoint: the base model on this machine, checked against the bundle.
+        bundles: the verified bundles its devices use, shallowest cut first.
+        checkpoint: the base model on this machine, checked against the bundles.
         device: where to compute.
         dtype: dtype of the back end's frozen weights.
     """
 
     folder: RunFolder
     settings: TrainSettings
-    bundle: Bundle
+    bundles: tuple[Bundle, ...]
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle with the deepest cut: the one to use where one has to be chosen, for text that comes to the server."""
+        return self.bundles[-1]
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer with LoRA; training enters the model there."""
+        return first_lora_layer(self.settings, self.bundles)
+
+    def int4_parameters(self) -> dict[str, Int4Parameters]:
+        """What the store needs to decode samples of bundles whose wire codec is int4."""
+        return int4_by_bundle(self.bundles)
 
     def load_model(self, dtype: torch.dtype | None = None) -> LoadedModel:
         """The whole model for the bundle's task."""
@@ -51,9 +67,9 @@ class Pieces:
             seed=self.settings.seed,
         )
 
-    def back_end(self, model: LoadedModel) -> BackEnd:
-        """The model cut at the bundle's split layer, on the compute device; the model is used up."""
-        back_end = BackEnd(model.model, self.bundle.manifest.geometry.split_layer)
+    def back_end(self, model: LoadedModel, *, entered_at: int | None = None) -> BackEnd:
+        """The model from a layer on, by default from the first with LoRA, on the compute device; the model is used up."""
+        back_end = BackEnd(model.model, entered_at or self.first_layer)
         back_end.to(self.device)
         return back_end
 
@@ -71,8 +87,8 @@ def open_pieces(run: Path, *, model: str | None = None, say: Say = lambda _: Non
     """
     folder = RunFolder(run)
     settings = folder.settings()
-    bundle = open_bundle(Path(settings.bundle))
-    base = bundle.manifest.base_model
+    bundles = open_run_bundles(settings, folder.record().bundle_ids)
+    base = bundles[-1].manifest.base_model
     source = model or settings.model or _hub_name(base)
     revision = base.revision if source == base.name else None
     checkpoint = open_checkpoint(source, revision=revision, say=say)
@@ -81,20 +97,24 @@ def open_pieces(run: Path, *, model: str | None = None, say: Say = lambda _: Non
     return Pieces(
         folder=folder,
         settings=settings,
-        bundle=bundle,
+        bundles=bundles,
         checkpoint=checkpoint,
         device=device,
         dtype=choose_dtype(settings.dtype, device),
     )
 
 
-def trained_back_end(pieces: Pieces) -> BackEnd:
-    """The back end with the run's published adapter, ready to evaluate.
+def trained_back_end(pieces: Pieces, *, cut: int | None = None) -> BackEnd:
+    """The back end with the run's published adapter, ready to evaluate rows as they come from a device.
+
+    Args:
+        cut: the device's cut; None for that of `pieces.bundle`. The layers up to the first one with LoRA compute as they
+            are, so rows of any cut can be evaluated without being lifted first.
 
     Raises:
         MismatchError: the run has published no adapter yet.
     """
-    back_end = pieces.back_end(pieces.load_model())
+    back_end = pieces.back_end(pieces.load_model(), entered_at=cut or cut_of(pieces.bundle))
     load_adapter(back_end, pieces.folder.adapter_path)
     back_end.to(pieces.device)
     return back_end

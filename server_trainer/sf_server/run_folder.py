@@ -1,12 +1,14 @@
 """The run folder: everything one training run keeps, and who may work in it.
 
-settings.json   settings and bundle id of the run, written once, replaced only by a resume
+settings.json   settings and bundle ids of the run, written once, replaced only by a resume
 train.lock      held by the supervisor and its children as long as one of them lives
 store.sqlite    received samples
+lifted.sqlite   samples as they enter the first layer with LoRA: a cache, made again when it is missing
 ingest.json     address on which devices are received, and the process that does it
 checkpoints/    newest valid states of the trainer
 server.key      the run's own key for encrypted links, with its .pub
 authorized/     public keys of devices
+lora.json       what got LoRA, and how
 adapter/        the result
 metrics.jsonl   one line per step
 """
@@ -17,7 +19,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -30,7 +32,7 @@ from sf_contract.messages import BundleId
 from sf_server.link.security import AUTHORIZED_FOLDER, KEY_FILE
 from sf_server.settings import MAY_CHANGE_ON_RESUME, TrainSettings, differences
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 LOCK_POLL_S: Final = 0.1
 _TEMPORARY_SUFFIX: Final = ".tmp"
 _MADE_BEFORE: Final = frozenset({KEY_FILE, KEY_FILE + PUBLIC_KEY_SUFFIX, AUTHORIZED_FOLDER})
@@ -41,7 +43,7 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Contents of `settings.json`."""
 
     format_version: int
-    bundle_id: BundleId
+    bundle_ids: tuple[BundleId, ...]
     settings: TrainSettings
 
 
@@ -59,6 +61,8 @@ class RunFolder:
         self.path = path
         self.settings_path = path / "settings.json"
         self.lock_path = path / "train.lock"
+        self.lifted_path = path / "lifted.sqlite"
+        self.lora_path = path / "lora.json"
         self.store_path = path / "store.sqlite"
         self.ingest_path = path / "ingest.json"
         self.checkpoints_path = path / "checkpoints"
@@ -70,7 +74,7 @@ class RunFolder:
         return self.settings_path.is_file()
 
     def record(self) -> RunRecord:
-        """Settings and bundle id of the run.
+        """Settings and bundle ids of the run.
 
         Raises:
             UsageError: there is no run here.
@@ -99,7 +103,7 @@ class RunFolder:
         """Settings of the run; raises as `record` does."""
         return self.record().settings
 
-    def create(self, settings: TrainSettings, *, bundle_id: str) -> None:
+    def create(self, settings: TrainSettings, *, bundle_ids: Sequence[str]) -> None:
         """Make the run; call with the lock held.
 
         Raises:
@@ -116,25 +120,25 @@ class RunFolder:
                 f"{self.path} holds other files ({strangers[0]}) and no run",
                 cure="give an empty or new folder as --run",
             )
-        self._write_record(settings, bundle_id)
+        self._write_record(settings, bundle_ids)
 
-    def resume(self, settings: TrainSettings, *, bundle_id: str) -> None:
+    def resume(self, settings: TrainSettings, *, bundle_ids: Sequence[str]) -> None:
         """Go on with the run; call with the lock held. Settings that do not change the result are taken over.
 
         Raises:
             UsageError: there is no run.
-            MismatchError: the bundle or a setting that changes the result differs from the run's.
+            MismatchError: the bundles or a setting that changes the result differ from the run's.
         """
         old = self.record()
         changed = differences(old.settings, settings, apart_from=MAY_CHANGE_ON_RESUME)
-        if bundle_id != old.bundle_id:
-            changed.insert(0, f"bundle {old.bundle_id[:12]} -> {bundle_id[:12]}")
+        if set(bundle_ids) != set(old.bundle_ids):
+            changed.insert(0, f"--bundle {_short(old.bundle_ids)} -> {_short(bundle_ids)}")
         if changed:
             raise MismatchError(
                 f"the run in {self.path} was started differently: {', '.join(changed)}",
                 cure="resume without these changes, or start a new run in another folder",
             )
-        self._write_record(settings, bundle_id)
+        self._write_record(settings, bundle_ids)
 
     @contextmanager
     def lock(self, *, wait_s: float = 0) -> Iterator[int]:
@@ -187,10 +191,14 @@ class RunFolder:
     def _temporary_name(self) -> str:
         return self.settings_path.name + _TEMPORARY_SUFFIX
 
-    def _write_record(self, settings: TrainSettings, bundle_id: str) -> None:
+    def _write_record(self, settings: TrainSettings, bundle_ids: Sequence[str]) -> None:
         self._make()
-        record = RunRecord(format_version=FORMAT_VERSION, bundle_id=bundle_id, settings=settings)
+        record = RunRecord(format_version=FORMAT_VERSION, bundle_ids=tuple(bundle_ids), settings=settings)
         write_atomically(self.settings_path, msgspec.json.format(msgspec.json.encode(record)))
+
+
+def _short(bundle_ids: Sequence[str]) -> str:
+    return ",".join(sorted(bundle_id[:12] for bundle_id in bundle_ids))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
-from sf_bench.accuracy import check_comparable, choose_arms, open_comparison
-from sf_bench.accuracy_settings import AccuracySettings
+from sf_bench.accuracy.comparison import check_comparable, choose_arms, open_comparison
+from sf_bench.accuracy.settings import AccuracySettings
 from sf_bench.main import main
 from sf_contract.bundle import open_bundle
 from sf_contract.command import EXIT_INTERRUPTED
@@ -25,8 +23,6 @@ from sf_model.checkpoint import open_checkpoint
 from sf_server.run_folder import RunFolder
 from sf_server.training.batch_tensors import BatchTensors
 from sf_server.training.learner import Learner, StepResult
-from support.processes import BIN
-from support.tiny_models import WORDS
 
 pytestmark = pytest.mark.slow
 
@@ -46,47 +42,19 @@ def model(tiny_model) -> Path:
     return tiny_model("llama")
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory, model):
-    """Makes bundles with the real exporter; each once."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def bundle(name: str, *options: str) -> Path:
-        key = (name, *options)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("bundles") / name
-            subprocess.run(
-                [BIN / "sf-export", "--split-layer", "2", "--model", model, "--labels", ",".join(LABELS),
-                 "--max-tokens", "32", "--out", made[key], *options],
-                check=True,
-                capture_output=True,
-            )  # fmt: skip
-        return made[key]
-
-    return bundle
+@pytest.fixture(scope="session")
+def export(comparison_bundle):
+    """Makes bundles for two classes."""
+    return lambda name, *options: comparison_bundle(name, "--labels", ",".join(LABELS), *options)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> tuple[Path, Path]:
-    """Sentences that say on or off among other words; no validation sentence holds a training phrase."""
-    folder = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    others = [word for word in WORDS if word not in LABELS]
-
-    def sentence(words: int) -> dict[str, str]:
-        label = LABELS[generator.integers(2)]
-        chosen = [others[index] for index in generator.integers(len(others), size=words)]
-        chosen.insert(int(generator.integers(words + 1)), label)
-        return {"text": " ".join(chosen), "label": label}
-
-    for name, count, words in (("train", 200, 5), ("validation", 40, 3)):
-        rows = [json.dumps(sentence(words)) for _ in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder / "train.jsonl", folder / "validation.jsonl"
+@pytest.fixture(scope="session")
+def data(comparison_data) -> tuple[Path, Path]:
+    return comparison_data
 
 
 @pytest.fixture
-def accuracy(data, model):
+def accuracy(data, model, trainer_in_this_process):
     """Runs the command."""
 
     def run(work: Path, *options: object) -> _Run:
@@ -167,7 +135,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been_interrup
 
     step = Learner.step
     monkeypatch.setattr(Learner, "step", stop_once)
-    monkeypatch.setattr("sf_bench.accuracy.CHECKPOINT_EVERY_S", 1e-9)
+    monkeypatch.setattr("sf_bench.accuracy.comparison.CHECKPOINT_EVERY_S", 1e-9)
     assert accuracy(tmp_path / "parted", "--bundle", bundle, "--arms", "fp32", "--seeds", "0").code == EXIT_INTERRUPTED
     again = accuracy(tmp_path / "parted", "--bundle", bundle, "--arms", "fp32", "--seeds", "0")
     assert again.code == 0, again.err
@@ -178,16 +146,15 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been_interrup
 
 
 def test_arms_in_processes_of_their_own_give_the_same_cells(tmp_path, export, accuracy):
-    bundles = ["--bundle", export("exact", "--quantize", "none", "--wire", "fp32")]
-    bundles += ["--bundle", export("eight", "--quantize", "none", "--wire", "int8")]
+    bundles = ["--bundle", export("eight", "--quantize", "none", "--wire", "int8")]
     alone = accuracy(tmp_path / "alone", *bundles, "--seeds", "0", "--json")
     beside = accuracy(tmp_path / "beside", *bundles, "--seeds", "0", "--json", "--jobs", "2")
     assert alone.code == beside.code == 0, alone.err + beside.err
     one, two = json.loads(alone.out), json.loads(beside.out)
     assert one["pairs"] == two["pairs"]
-    assert [pair["arm"] + pair["reference"] for pair in one["pairs"]] == ["exactfp32", "eightfp32", "eightexact"]
-    assert one["arms"][2]["bytes_per_token"] == 72 + 4 * 2
-    assert 0.001 < one["arms"][2]["row_error"]["mean"] < 0.03
+    assert [pair["arm"] + pair["reference"] for pair in one["pairs"]] == ["eightfp32"]
+    assert one["arms"][1]["bytes_per_token"] == 72 + 4 * 2
+    assert 0.001 < one["arms"][1]["row_error"]["mean"] < 0.03
 
 
 def test_bundles_that_differ_in_more_than_how_they_compute_rows_are_not_compared(export, model):

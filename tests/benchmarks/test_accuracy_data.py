@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sf_bench.accuracy_data import Phrases, Tokenization, read_labelled, read_phrases
+from sf_bench.quality.phrases import Phrases, Tokenization, read_labelled, read_phrases
 from sf_contract.errors import DataError
 from sf_contract.manifest import Task, TaskSpec, Template
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from sf_bench.accuracy_data import PoolCounts
-from sf_bench.accuracy_report import Report, as_text, pairs_of, summarize_arm
-from sf_bench.accuracy_results import FP32, Cell, CellKey, Evaluation, RowError, cell_path, claim, read_cell
+from sf_bench.accuracy.report import Report, as_text, pairs_of, summarize_arm
+from sf_bench.accuracy.results import FP32, Cell, CellKey, RowError
+from sf_bench.quality.cells import cell_path, claim, read_cell
+from sf_bench.quality.phrases import PoolCounts
+from sf_bench.quality.results import Evaluation
 from sf_contract.errors import MismatchError, StoreError
 from sf_server.run_folder import RunFolder, write_atomically
 
@@ -90,9 +92,9 @@ def test_the_text_shows_every_arm_its_bytes_and_every_difference_with_its_interv
 def test_a_result_is_read_back_as_it_was_written(tmp_path):
     cell = _cell("int8", 0, own="+-")
     path = cell_path(tmp_path, "int8", 0)
-    assert read_cell(path, KEY) is None
+    assert read_cell(path, KEY, Cell) is None
     write_atomically(path, msgspec.json.encode(cell))
-    assert read_cell(path, KEY) == cell
+    assert read_cell(path, KEY, Cell) == cell
 
 
 def test_a_result_of_other_inputs_is_never_taken_for_this_one(tmp_path):
@@ -100,7 +102,7 @@ def test_a_result_of_other_inputs_is_never_taken_for_this_one(tmp_path):
     write_atomically(path, msgspec.json.encode(_cell("int8", 0, own="+-")))
     other = msgspec.structs.replace(KEY, inputs_sha256="2" * 64, training={"epochs": 2})
     with pytest.raises(MismatchError, match="inputs_sha256, training"):
-        read_cell(path, other)
+        read_cell(path, other, Cell)
 
 
 def test_a_half_finished_cell_is_never_finished_as_another_one(tmp_path):
@@ -115,4 +117,4 @@ def test_a_damaged_result_is_named_and_not_believed(tmp_path):
     path = cell_path(tmp_path, "int8", 0)
     path.write_bytes(b'{"accuracy": 1.0}')
     with pytest.raises(StoreError, match="int8-seed0"):
-        read_cell(path, KEY)
+        read_cell(path, KEY, Cell)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sf_bench.accuracy_statistics import compare, t_interval, t_quantile
+from sf_bench.quality.statistics import compare, t_interval, t_quantile
 
 # Two-sided 95 % points of Student's distribution as every printed table has them.
 PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 10: 2.228, 30: 2.042, 120: 1.980}

@@ -87,7 +87,15 @@ def test_every_heavy_library_has_one_named_door():
     doors = {
         "onnxruntime": {"sf_contract/front_end.py", "sf_export/quantize.py"},
         "zmq": {"sf_edge/link/dealer.py", "sf_server/link/router.py", "sf_bench/ingest/fleet.py"},
-        "sqlite3": {"sf_edge/outbox/file.py", "sf_server/store/file.py", "sf_bench/ingest/disk.py"},
+        "sqlite3": {
+            "sf_edge/outbox/file.py",
+            "sf_server/store/file.py",
+            "sf_server/training/lifted.py",
+            "sf_bench/ingest/disk.py",
+        },
+        "prometheus_client": {"sf_server/seeing/prometheus.py"},
+        "rich": {"sf_server/seeing/table.py", "sf_server/seeing/status_command.py"},
+        "tensorboardX": {"sf_server/seeing/tensorboard.py"},
         "peft": {"sf_server/training/lora.py"},
         "optimum": {"sf_model/config_view.py"},
         "tokenizers": {"sf_contract/tokenizer.py"},

@@ -19,12 +19,16 @@ from sf_contract.messages import (
     AlreadyStored,
     AnyMessage,
     Approval,
+    ClassProbability,
     Finished,
     FinishNoted,
     Hello,
     Inquiry,
     Ping,
     Pong,
+    PredictAnswer,
+    Predicted,
+    PredictRequest,
     Refusal,
     RefusalCode,
     Rejected,
@@ -83,6 +87,20 @@ EXAMPLES: list[tuple[AnyMessage, bytes]] = [
     (
         Approval(software="sf 1", clock_s=1795000000.5),
         b'{"buffers":[],"message":{"clock_s":1795000000.5,"software":"sf 1","type":"approval"}}',
+    ),
+    (
+        PredictRequest(device="pi", bundle_id=BUNDLE, number=7, tokens=(2, 1), classes=3),
+        b'{"buffers":[],"message":{"bundle_id":"' + BUNDLE.encode()
+        + b'","classes":3,"device":"pi","number":7,"tokens":[2,1],"type":"predict"}}',
+    ),
+    (
+        PredictAnswer(
+            number=7,
+            predictions=(Predicted((ClassProbability(1, 0.75),)), Rejected(1, RejectionCode.NOT_FINITE, "why")),
+        ),
+        b'{"buffers":[],"message":{"number":7,"predictions":[{"classes":[{"label":1,"probability":0.75}],'
+        b'"verdict":"predicted"},{"code":"not-finite","detail":"why","ordinal":1,"verdict":"rejected"}],'
+        b'"type":"predictions"}}',
     ),
 ]  # fmt: skip
 

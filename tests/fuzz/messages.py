@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from sf_contract.activations import NO_TARGET, EncodedSample, pack
+from sf_contract.activations import NO_TARGET, EncodedSample, pack, pack_rows
 from sf_contract.codec import WireCodec, encode_rows
-from sf_contract.frames import MAGIC, encode
+from sf_contract.frames import MAGIC, Buffer, encode
 from sf_contract.limits import MAX_HEADER_BYTES
 from sf_contract.messages import (
     PROTOCOL_VERSION,
@@ -20,12 +20,16 @@ from sf_contract.messages import (
     AlreadyStored,
     AnyMessage,
     Approval,
+    ClassProbability,
     Finished,
     FinishNoted,
     Hello,
     Inquiry,
     Ping,
     Pong,
+    PredictAnswer,
+    Predicted,
+    PredictRequest,
     Refusal,
     RefusalCode,
     Rejected,
@@ -71,14 +75,25 @@ def valid_messages() -> list[Frames]:
         Ping(activity="paused: hot"), Finished(samples=2, rejected=1, skipped_rows=0),
         Inquiry(protocol=PROTOCOL_VERSION, software="sf 1", device="pi", outbox="01" * 16, bundle_id=BUNDLE),
         Approval(software="sf 1", clock_s=1.5),
+        PredictAnswer(number=3, predictions=(Predicted((ClassProbability(1, 0.5),)), Rejected(1, RejectionCode.SHAPE, "why"))),
     ]  # fmt: skip
-    batches = [
+    batches: list[tuple[AnyMessage, tuple[Buffer, ...]]] = [
         pack(BUNDLE, samples(count, codec=codec))
         for codec in (WireCodec.INT8, WireCodec.FP16, WireCodec.FP32)
         for count in (1, 5)
     ]
+    batches += [predict_request(count, codec=codec) for codec in (WireCodec.INT8, WireCodec.FP32) for count in (1, 3)]
     every = [encode(message) for message in plain] + [encode(*batch) for batch in batches]
     return [[bytes(frame) for frame in frames] for frames in every]
+
+
+def predict_request(
+    count: int, *, codec: WireCodec = WireCodec.INT8, hidden: int = 6, bundle_id: str = BUNDLE, device: str = "pi"
+) -> tuple[AnyMessage, tuple[Buffer, ...]]:
+    """A good request for predictions on so many texts of one to four tokens."""
+    texts = [sample.rows for sample in samples(count, codec=codec, hidden=hidden)]
+    tokens = tuple(rows.tokens for rows in texts)
+    return PredictRequest(device=device, bundle_id=bundle_id, number=count, tokens=tokens), pack_rows(texts)
 
 
 def mutate(frames: Frames, chance: random.Random) -> Frames:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from fuzz.messages import BUNDLE, Frames, mutate, samples
+from fuzz.messages import BUNDLE, Frames, mutate, predict_request, samples
 from sf_contract.activations import EncodedSample, pack
 from sf_contract.codec import WireCodec
 from sf_contract.errors import MalformedMessage
@@ -130,6 +130,8 @@ class World:
                 frames = encode(*pack(chance.choice((BUNDLE, BUNDLE, BUNDLE, "cd" * 32)), self.samples()))
             case _:
                 frames = encode(chance.choice((Ping(), Ping(activity="paused"), Finished(1, 0, 0), Pong(), INQUIRY)))
+                if chance.random() < 0.1:
+                    frames = encode(*predict_request(2, hidden=HIDDEN))
         return [bytes(frame) for frame in frames]
 
     @staticmethod

@@ -64,7 +64,7 @@ class Server:
                 "bind": "tcp://127.0.0.1:*", "expect_devices": 1, "authorized": str(self.authorized), **changes,
             }  # fmt: skip
             settings = TrainSettings(bundle=str(self.bundle.folder), run=str(self.folder.path), **chosen)
-            self.folder.create(settings, bundle_id=self.bundle.bundle_id)
+            self.folder.create(settings, bundle_ids=(self.bundle.bundle_id,))
             prepare_link(settings.link_choice())
         command = [sys.executable, "-m", "sf_server.ingest.process", "--run", str(self.folder.path)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sf_contract.activations import NO_TARGET
+from sf_contract.errors import UsageError
 from sf_contract.manifest import Task
 from sf_model.back import BackEnd, PadSide
 from sf_model.checkpoint import load_model, open_checkpoint
@@ -38,8 +39,8 @@ def _sequences() -> list[torch.Tensor]:
     return [torch.randint(3, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
 
 
-def _rows(folder: Path, task: Task) -> list[torch.Tensor]:
-    front = cut_front(_load(folder, task).model, CUT)
+def _rows(folder: Path, task: Task, cut: int = CUT) -> list[torch.Tensor]:
+    front = cut_front(_load(folder, task).model, cut)
     with torch.no_grad():
         return [front(ids[None], torch.ones_like(ids)[None])[0] for ids in _sequences()]
 
@@ -163,24 +164,47 @@ def _ordinary_loss(model: PeftModel, task: Task, side: PadSide, targets: torch.T
 @pytest.mark.parametrize(("family", "task"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_the_published_adapter_in_plain_peft_gives_the_trainers_logits(tiny_model, tmp_path, family, task, dtype):
-    folder = tiny_model(family)
+    _check_published(tiny_model(family), tmp_path, task=task, dtype=dtype)
+
+
+OPTIONS = {
+    "dora": {"dora": True},
+    "ranks": {"layer_ranks": {2: 1, 3: 6}},
+    "all": {"rslora": True, "dora": True, "layer_ranks": {3: 2}},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_published_adapters_of_every_kind_give_the_trainers_logits(tiny_model, tmp_path, family, options):
+    _check_published(tiny_model(family), tmp_path, **options)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_a_published_adapter_of_the_upper_layers_only_gives_the_trainers_logits(tiny_model, tmp_path, family):
+    _check_published(tiny_model(family), tmp_path, cut=3, rslora=True)
+
+
+def _check_published(
+    folder: Path, where: Path, *, task=Task.TEXT_CLASSIFICATION, dtype=torch.float32, cut=CUT, **options
+) -> None:
     loaded = _load(folder, task, dtype)
-    back_end = BackEnd(loaded.model, CUT)
-    plan = plan_lora(back_end, targets=(), rank=4, alpha=8, dropout=0.0, new_modules=loaded.new_modules)
+    back_end = BackEnd(loaded.model, cut)
+    plan = plan_lora(back_end, targets=(), rank=4, alpha=8, dropout=0.0, new_modules=loaded.new_modules, **options)
     attach_lora(back_end, plan, task=task, seed=7)
     learner = Learner(back_end, learning_rate=1e-2, head_learning_rate=1e-2, weight_decay=0.0)
-    rows, mask = back_end.pad(_rows(folder, task))
+    rows, mask = back_end.pad(_rows(folder, task, cut))
     targets = _targets(task, back_end.pad_side)
     for _ in range(3):
         learner.step(BatchTensors(rows=rows, mask=mask, labels=targets, tokens=int(mask.sum())), rate_factor=1.0)
-    save_adapter(back_end, tmp_path / "adapter", base_name=str(folder), revision=None, card="card")
+    save_adapter(back_end, where / "adapter", base_name=str(folder), revision=None, card="card")
     back_end.model.train(False)
 
     base = _plain_base(folder, task)
     untrained = base(**_inputs()).logits
-    published = PeftModel.from_pretrained(base, tmp_path / "adapter").train(False)
+    published = PeftModel.from_pretrained(base, where / "adapter").train(False)
     with torch.no_grad():
-        wanted = back_end(*back_end.pad([_rows(folder, task)[0]]))
+        wanted = back_end(*back_end.pad([_rows(folder, task, cut)[0]]))
         found = published(**_inputs()).logits
     limit = FP32_RELATIVE if dtype is torch.float32 else BF16_RELATIVE
     assert _relative_gap(found, wanted.float()) < limit
@@ -207,3 +231,35 @@ def test_adapter_names_carry_the_layer_numbers_of_the_whole_model(tiny_model, tm
     names = list(Learner(back_end, learning_rate=1e-3, head_learning_rate=1e-3, weight_decay=0).parameters)
     layers = {name.partition("layers.")[2].partition(".")[0] for name in names}
     assert layers == {"2", "3"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_every_layer_has_the_rank_and_scale_that_were_asked_for(tiny_model, family):
+    loaded = _load(tiny_model(family), Task.CAUSAL_LM)
+    back_end = BackEnd(loaded.model, 1)
+    ranks = {2: 3, 3: 16}
+    plan = plan_lora(
+        back_end, targets=(), rank=4, alpha=8, dropout=0.0, new_modules=(), layer_ranks=ranks, rslora=True, dora=True
+    )
+    attach_lora(back_end, plan, task=Task.CAUSAL_LM, seed=0)
+    found = {}
+    for name, module in back_end.model.named_modules():
+        if hasattr(module, "lora_A"):
+            layer = int(name.partition(f".{plan.layers_name}.")[2].partition(".")[0])
+            found.setdefault(layer, set()).add((module.r["default"], round(module.scaling["default"], 6)))
+            assert "default" in module.lora_magnitude_vector
+    assert found == {layer: {(rank, round(8 / rank**0.5, 6))} for layer, rank in {1: 4, **ranks}.items()}
+
+
+def test_a_rank_for_a_layer_without_lora_is_refused_with_the_layers_that_have_some(tiny_model):
+    back_end = BackEnd(_load(tiny_model("llama"), Task.CAUSAL_LM).model, 2)
+    with pytest.raises(UsageError, match="layer 1, which carries no LoRA") as raised:
+        plan_lora(back_end, targets=(), rank=4, alpha=8, dropout=0.0, new_modules=(), layer_ranks={1: 2})
+    assert raised.value.cure == "name layers from 2 to 3"
+
+
+def test_an_unknown_target_is_refused_with_those_that_exist(tiny_model):
+    back_end = BackEnd(_load(tiny_model("llama"), Task.CAUSAL_LM).model, 2)
+    with pytest.raises(UsageError, match="LoRA target c_attn does not exist") as raised:
+        plan_lora(back_end, targets=("q_proj", "c_attn"), rank=4, alpha=8, dropout=0.0, new_modules=())
+    assert raised.value.cure == "choose from: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"

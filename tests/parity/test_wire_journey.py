@@ -68,7 +68,7 @@ def _through_wire_and_store(
             device="pi", outbox="1" * 32, bundle_id=BUNDLE, self_test_error=0.0, waiting_samples=3, now_s=1.0
         )
         store.add(device="pi", outbox="1" * 32, bundle_id=BUNDLE, samples=received)
-    with Store.open_read_only(path, int4=int4) as store:
+    with Store.open_read_only(path, int4={BUNDLE: int4}) as store:
         return [decode_to_tensor(sample.rows) for sample in store.load([1, 2, 3])]
 
 

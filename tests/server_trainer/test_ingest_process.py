@@ -57,7 +57,7 @@ class Receiver:
         if not self.folder.exists():
             chosen = {"bind": "tcp://127.0.0.1:*", "expect_devices": 1, **settings}
             made = TrainSettings(bundle=str(self.bundle.folder), run=str(self.folder.path), **chosen)
-            self.folder.create(made, bundle_id=self.bundle.bundle_id)
+            self.folder.create(made, bundle_ids=(self.bundle.bundle_id,))
         command = [sys.executable, "-m", "sf_server.ingest.process", "--run", str(self.folder.path)]
         self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
 

@@ -24,20 +24,20 @@ def _settings(**changes: object) -> TrainSettings:
 
 def test_a_new_run_remembers_its_settings_and_bundle(folder: RunFolder) -> None:
     settings = _settings(lora_targets=("q_proj", "v_proj"), epochs=7)
-    folder.create(settings, bundle_id=BUNDLE_ID)
+    folder.create(settings, bundle_ids=(BUNDLE_ID,))
     record = RunFolder(folder.path).record()
-    assert (record.settings, record.bundle_id) == (settings, BUNDLE_ID)
+    assert (record.settings, record.bundle_ids) == (settings, (BUNDLE_ID,))
 
 
 def test_the_folder_is_its_owners_alone(folder: RunFolder) -> None:
-    folder.create(_settings(), bundle_id=BUNDLE_ID)
+    folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
 
 
 def test_a_run_is_not_begun_twice(folder: RunFolder) -> None:
-    folder.create(_settings(), bundle_id=BUNDLE_ID)
+    folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     with pytest.raises(UsageError, match="there is a run in") as raised:
-        folder.create(_settings(), bundle_id=BUNDLE_ID)
+        folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     assert "--resume" in raised.value.cure
 
 
@@ -45,37 +45,37 @@ def test_a_folder_with_other_files_is_left_alone(folder: RunFolder) -> None:
     folder.path.mkdir(parents=True)
     (folder.path / "thesis.tex").write_text("mine")
     with pytest.raises(UsageError, match=r"thesis\.tex"):
-        folder.create(_settings(), bundle_id=BUNDLE_ID)
+        folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
 
 
 def test_what_a_crash_before_the_first_save_left_behind_is_no_obstacle(folder: RunFolder) -> None:
     with folder.lock():
         (folder.path / "settings.json.tmp").write_bytes(b"{")
-        folder.create(_settings(), bundle_id=BUNDLE_ID)
+        folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     assert folder.exists()
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder(folder: RunFolder) -> None:
     with pytest.raises(UsageError, match="there is no run"):
-        folder.resume(_settings(), bundle_id=BUNDLE_ID)
+        folder.resume(_settings(), bundle_ids=(BUNDLE_ID,))
 
 
 def test_what_does_not_change_the_result_may_change_on_resume(folder: RunFolder) -> None:
-    folder.create(_settings(), bundle_id=BUNDLE_ID)
+    folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     changed = _settings(bind="tcp://127.0.0.1:9", threads=3, checkpoint_every_s=5.0, json=True, expect_devices=1)
-    folder.resume(changed, bundle_id=BUNDLE_ID)
+    folder.resume(changed, bundle_ids=(BUNDLE_ID,))
     assert folder.settings() == changed
 
 
 def test_everything_that_changes_the_result_is_named_with_both_values(folder: RunFolder) -> None:
-    folder.create(_settings(), bundle_id=BUNDLE_ID)
+    folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     with pytest.raises(MismatchError) as raised:
-        folder.resume(_settings(seed=5, learning_rate=1e-5, lora_targets=("q",)), bundle_id="c" * 64)
+        folder.resume(_settings(seed=5, weight_decay=0.5, lora_targets=("q",)), bundle_ids=("c" * 64,))
     for part in (
         "--seed 0 -> 5",
-        "--learning-rate 0.0003 -> 1e-05",
+        "--weight-decay 0.01 -> 0.5",
         "--lora-targets (empty) -> q",
-        "bundle bbbbbbbbbbbb -> cccccccccccc",
+        "--bundle bbbbbbbbbbbb -> cccccccccccc",
     ):
         assert part in raised.value.what
     assert folder.settings() == _settings()
@@ -94,8 +94,8 @@ def test_damaged_settings_are_reported_with_the_file(folder: RunFolder, content:
 
 
 def test_settings_of_another_format_version_are_refused_by_name(folder: RunFolder) -> None:
-    folder.create(_settings(), bundle_id=BUNDLE_ID)
-    raw = folder.settings_path.read_bytes().replace(b'"format_version": 1', b'"format_version": 9')
+    folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
+    raw = folder.settings_path.read_bytes().replace(b'"format_version": 2', b'"format_version": 9')
     folder.settings_path.write_bytes(raw)
     with pytest.raises(StoreError, match="format version 9"):
         folder.record()
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_the_address_of_ingest_is_unknown_until_it_is_announced(folder: RunFolder) -> None:
-    folder.create(_settings(), bundle_id=BUNDLE_ID)
+    folder.create(_settings(), bundle_ids=(BUNDLE_ID,))
     assert folder.ingest_record() is None
     folder.announce_ingest(IngestRecord(address="tcp://127.0.0.1:1", pid=5))
     assert folder.ingest_record() == IngestRecord(address="tcp://127.0.0.1:1", pid=5)

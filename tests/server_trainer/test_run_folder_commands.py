@@ -85,7 +85,7 @@ def test_a_run_that_exists_is_not_overwritten(
 ) -> None:
     bundle = make_bundle()
     settings = TrainSettings(bundle=str(bundle.folder), run=str(tmp_path / "run"), expect_devices=1)
-    RunFolder(tmp_path / "run").create(settings, bundle_id=bundle.bundle_id)
+    RunFolder(tmp_path / "run").create(settings, bundle_ids=(bundle.bundle_id,))
     argv = ["train", "--bundle", str(bundle.folder), "--run", str(tmp_path / "run"), "--expect-devices", "1"]
     assert main(argv) == 2
     assert "there is a run" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_lists_are_given_with_commas() -> None:
 def _run_with(tmp_path: Path, **settings: Any) -> str:
     path = tmp_path / "run"
     made = TrainSettings(bundle="/b", run=str(path), **settings)
-    RunFolder(path).create(made, bundle_id="b" * 64)
+    RunFolder(path).create(made, bundle_ids=("b" * 64,))
     return str(path)
 
 
@@ -234,8 +234,8 @@ def run_with_devices(tmp_path: Path, make_sample: Any) -> str:
 def test_devices_are_listed_as_a_table(run_with_devices: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices", "--run", run_with_devices]) == 0
     headings, phone, tablet = capsys.readouterr().out.splitlines()
-    assert headings.split()[:3] == ["device", "outbox", "samples"]
-    assert phone.split()[:12] == ["phone", "11111111", "2", "0", "3", "5", "4", "1.23", "MB", "99", "B", "yes"]
+    assert headings.split()[:4] == ["device", "cut", "outbox", "samples"]
+    assert phone.split()[:13] == ["phone", "-", "11111111", "2", "0", "3", "5", "4", "1.23", "MB", "99", "B", "yes"]
     assert "no" in tablet.split()
 
 
@@ -245,9 +245,9 @@ def test_what_holds_a_device_back_is_listed_with_its_age() -> None:
         bytes_in=0, bytes_out=0, samples=0, repeats=0, rejected=0, malformed=0, skipped_rows=0, finished=False,
         activity="paused: battery at 12 %", activity_s=97.0,
     )  # fmt: skip
-    _, line = device_table([summary], now_s=104.0).splitlines()
+    _, line = device_table([summary], cuts={}, now_s=104.0).splitlines()
     assert line.endswith("4 s ago  paused: battery at 12 % (7 s ago)")
-    _, line = device_table([replace(summary, finished=True)], now_s=104.0).splitlines()
+    _, line = device_table([replace(summary, finished=True)], cuts={}, now_s=104.0).splitlines()
     assert line.endswith("4 s ago")
 
 

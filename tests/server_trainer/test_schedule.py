@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sf_server.store.stored import SampleInfo
 from sf_server.training.schedule import (
     FINAL_RATE,
+    Budget,
     Position,
     falling_part,
     learning_rate_factor,
@@ -24,7 +25,7 @@ def _infos(lengths: list[int]) -> list[SampleInfo]:
 
 
 def _plan(lengths: list[int], **changes: object) -> list[list[int]]:
-    options: dict[str, object] = {"seed": 1, "position": Position(), "max_tokens": 64, "max_samples": 8}
+    options: dict[str, object] = {"seed": 1, "position": Position(), "budget": Budget(max_tokens=64, max_samples=8)}
     return plan_batches(_infos(lengths), **{**options, **changes})
 
 
@@ -60,7 +61,7 @@ def test_batches_pool_the_devices():
 def test_sorting_by_length_pads_less_than_drawing_at_random():
     lengths = [1 + (7 * i) % 60 for i in range(400)]
     tokens = {info.seq: info.tokens for info in _infos(lengths)}
-    batches = _plan(lengths, max_tokens=100_000)
+    batches = _plan(lengths, budget=Budget(max_tokens=100_000, max_samples=8))
     padded = sum(len(batch) * max(tokens[seq] for seq in batch) for batch in batches)
     unsorted = [lengths[i : i + 8] for i in range(0, 400, 8)]
     assert padded < 0.75 * sum(len(batch) * max(batch) for batch in unsorted)

@@ -46,7 +46,7 @@ def _greet(store: Store, sender: dict[str, str], *, now_s: float, waiting_sample
 def test_a_sample_comes_back_as_it_was_added(store: Store, path: Path, make_sample: Any, codec: WireCodec) -> None:
     sent = make_sample(7, codec=codec, label=None, targets=[NO_TARGET, 4, 99])
     store.add(**PHONE, samples=[sent])
-    with Store.open_read_only(path, int4=sent.rows.int4) as reader:
+    with Store.open_read_only(path, int4=None if sent.rows.int4 is None else {BUNDLE_ID: sent.rows.int4}) as reader:
         (found,) = reader.load([1])
     assert (found.seq, found.device, found.label, found.rows.codec) == (1, "phone", None, codec)
     np.testing.assert_array_equal(decode_rows(found.rows), decode_rows(sent.rows))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sf_contract.errors import AlreadyRunning, TrainingFailed
 from sf_server.run_folder import RunFolder
 from sf_server.supervision.restarts import RestartPolicy, describe_exit, is_known_failure
-from sf_server.supervision.supervisor import Timing, supervise
+from sf_server.supervision.supervisor import Child, Timing, supervise
 
 PATIENCE_S = 20.0
 QUICK = Timing(
@@ -50,7 +50,8 @@ write("started")
 step = plan[min(starts, len(plan) - 1)]
 if step.startswith("after "):
     _, wanted, step = step.split(" ", 2)
-    other = os.path.join(os.path.dirname(diary), "ingest")
+    other = os.path.join(os.path.dirname(diary), "dashboard" if step.startswith("looked at ") else "ingest")
+    step = step.removeprefix("looked at ")
     while not os.path.exists(other) or open(other).read().count("started") < int(wanted):
         time.sleep(0.01)
 if step == "killed":
@@ -73,7 +74,7 @@ class Stage:
     """Children that follow a plan, one step per start, and keep a diary.
 
     Steps: an exit code, "killed", "stay", "signal parent N", "stubborn N" (answers SIGTERM with a signal of its own),
-    and any of them "after N " starts of ingest.
+    and any of them "after N " starts of ingest, or "after N looked at " starts of the dashboard.
     """
 
     folder: Path
@@ -82,15 +83,29 @@ class Stage:
     def child(self, name: str, *plan: str) -> list[str]:
         return [sys.executable, "-S", "-c", CHILD, str(self.folder / name), *plan]
 
-    def run(self, *, ingest: tuple[str, ...] = ("stay",), trainer: tuple[str, ...]) -> int:
+    def run(
+        self,
+        *,
+        ingest: tuple[str, ...] = ("stay",),
+        trainer: tuple[str, ...],
+        dashboard: tuple[str, ...] | None = None,
+        stop_when: str | None = None,
+    ) -> int:
         with RunFolder(self.folder / "run").lock() as lock:
             return supervise(
                 ingest=self.child("ingest", *ingest),
                 trainer=self.child("trainer", *trainer),
                 lock=lock,
-                say=self.lines.append,
+                say=lambda line: self.note(line, stop_when),
+                onlookers={} if dashboard is None else {"dashboard": self.child("dashboard", *dashboard)},
                 timing=QUICK,
+                memory_cure="lower --batch-tokens (now 2048; try 1024)",
             )
+
+    def note(self, line: str, stop_when: str | None) -> None:
+        self.lines.append(line)
+        if stop_when is not None and stop_when in line:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def diary(self, name: str) -> list[str]:
         path = self.folder / name
@@ -113,8 +128,10 @@ def test_a_trainer_that_crashes_is_started_again_and_it_is_said(stage: Stage) ->
     assert stage.diary("trainer") == ["started"] * 3
     first, second = stage.lines
     assert "SIGKILL" in first
-    assert "memory" in first
+    assert "out-of-memory killer is the usual reason" in first
+    assert "lower --batch-tokens (now 2048; try 1024)" in first
     assert "exit code 1" in second
+    assert "--batch-tokens" not in second
     assert "last checkpoint" in second
 
 
@@ -129,6 +146,36 @@ def test_an_ingest_that_ends_without_being_told_counts_as_crashed(stage: Stage) 
     assert "exit code 0" in stage.lines[0]
 
 
+def test_who_looks_on_sees_the_end_and_then_is_told_to_stop(stage: Stage) -> None:
+    assert stage.run(trainer=("after 1 looked at 0",), dashboard=("stay",)) == 0
+    assert stage.diary("dashboard") == ["started", "told to stop"]
+    assert stage.lines == []
+
+
+def test_an_onlooker_that_keeps_crashing_is_given_up_and_the_run_goes_on(stage: Stage) -> None:
+    assert stage.run(trainer=("stay",), dashboard=("killed", "1"), stop_when="not started again") == 143
+    assert stage.diary("dashboard") == ["started"] * 4
+    assert stage.diary("trainer") == ["started", "told to stop"]
+    *again, last, _ = stage.lines
+    assert ["the run goes on" in line for line in again] == [True] * 3
+    assert "the run goes on without it" in last
+
+
+def test_an_onlooker_whose_port_is_taken_is_not_tried_again(stage: Stage) -> None:
+    assert stage.run(trainer=("stay",), dashboard=("18",), stop_when="exit code 18") == 143
+    assert stage.diary("dashboard") == ["started"]
+    assert "the run goes on without it" in stage.lines[0]
+
+
+def test_an_onlooker_does_not_hold_the_run(stage: Stage) -> None:
+    """One that outlives everything else must not keep a resume waiting."""
+    child = Child("dashboard", [sys.executable, "-S", "-c", "import os; os.read(0, 1)"], lock=None)
+    with RunFolder(stage.folder / "run").lock():
+        child.start()
+    with RunFolder(stage.folder / "run").lock():
+        child.stop(PATIENCE_S)
+
+
 @pytest.mark.parametrize("who", ["ingest", "trainer"])
 def test_a_process_that_keeps_crashing_ends_the_run_and_the_other_process(stage: Stage, who: str) -> None:
     plans = {"ingest": ("stay",), "trainer": ("stay",), who: ("1",)}
@@ -138,6 +185,12 @@ def test_a_process_that_keeps_crashing_ends_the_run_and_the_other_process(stage:
     assert stage.diary(who) == ["started"] * 4
     with RunFolder(stage.folder / "run").lock():
         pass  # nobody is left who holds it
+
+
+def test_a_trainer_that_is_killed_again_and_again_ends_with_the_setting_to_lower(stage: Stage) -> None:
+    with pytest.raises(TrainingFailed, match="SIGKILL") as raised:
+        stage.run(trainer=("killed",))
+    assert "lower --batch-tokens (now 2048; try 1024)" in raised.value.cure
 
 
 @pytest.mark.parametrize("code", [2, 10, 18, 23, 24])

@@ -21,7 +21,7 @@ from sf_contract.limits import KIB, MIB
 from sf_contract.link_keys import make_link_key
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
-from sf_server.store.store import CACHE_BYTES
+from sf_server.store.file import CACHE_BYTES
 from torture.children import GROWTH_BYTES, Child, edge_arguments, ingest_arguments
 from torture.wide_bundle import is_usable, row
 
@@ -93,7 +93,7 @@ class World:
 
     async def begin(self) -> None:
         """Start everything."""
-        self.run.create(self._settings, bundle_id=self.bundle.bundle_id)
+        self.run.create(self._settings, bundle_ids=(self.bundle.bundle_id,))
         await self.start_ingest()
         for device in self.devices:
             device.address = await device.proxy.start()
@@ -140,7 +140,7 @@ class World:
         """The store may become so large from the next start of ingest on; None is the usual size."""
         usual = self._settings.max_store_bytes
         changed = msgspec.structs.replace(self._settings, max_store_bytes=max_store_bytes or usual)
-        self.run.resume(changed, bundle_id=self.bundle.bundle_id)
+        self.run.resume(changed, bundle_ids=(self.bundle.bundle_id,))
 
     def smallest_quota(self) -> int:
         """A quota that leaves room for a few samples."""

@@ -26,6 +26,7 @@ from sf_contract.bundle import Bundle, open_bundle
 from sf_contract.codec import decode_rows, relative_row_errors
 from sf_contract.errors import MismatchError, SelfTestFailed
 from sf_contract.messages import Role
+from sf_server.bundles import int4_by_bundle
 from sf_server.run_folder import RunFolder
 from sf_server.store.store import Store
 from sf_server.store.stored import StoredSample
@@ -112,7 +113,7 @@ def edge_arguments(bundle: Bundle, data: Path, device: str, *, address: str, wor
 
 def stored_samples(run: RunFolder, device: str, bundle: Bundle) -> list[tuple[Role, StoredSample]]:
     """What the server holds of a device, in the order in which it was sent."""
-    with Store.open_read_only(run.store_path, int4=bundle.int4_parameters()) as store:
+    with Store.open_read_only(run.store_path, int4=int4_by_bundle([bundle])) as store:
         found = [
             (role, sample)
             for role in Role

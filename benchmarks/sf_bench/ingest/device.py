@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sf_bench.ingest.samples import Supply
 from sf_contract import SOFTWARE
@@ -16,6 +17,32 @@ from sf_edge.session import BATCH_BYTES, BATCH_SAMPLES, Session, State, Terms
 Message = tuple[AnyMessage, tuple[Buffer, ...]]
 
 
+class Making(Protocol):
+    """How a device comes by its samples. Times are seconds after its start."""
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Payload it keeps under way at most, besides the server's credit."""
+        ...
+
+    @property
+    def is_endless(self) -> bool:
+        """True when there is always another one."""
+        ...
+
+    def made(self, passed_s: float) -> float:
+        """Samples made so far, the last one perhaps in part."""
+        ...
+
+    def made_s(self, ordinal: int) -> float:
+        """When a sample is there."""
+        ...
+
+    def next_s(self, passed_s: float) -> float | None:
+        """When the first sample after those of now is made; None when none will be by the passing of time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a device wants to send.
@@ -24,21 +51,36 @@ class Demand:
         in_flight_bytes: payload it keeps under way at most, besides the server's credit.
         samples_per_s: samples that it makes, evenly in time; None: there is always another one.
         phase_s: seconds after the start at which it makes its first.
+        most: samples altogether; None: it never ends.
     """
 
     in_flight_bytes: int
     samples_per_s: float | None = None
     phase_s: float = 0.0
+    most: int | None = None
+
+    @property
+    def is_endless(self) -> bool:
+        """True when there is always another one."""
+        return self.samples_per_s is None
 
     def made(self, passed_s: float) -> float:
         """Samples made so many seconds after the start, the last one perhaps in part."""
         if self.samples_per_s is None:
             return float("inf")
-        return max(0.0, (passed_s - self.phase_s) * self.samples_per_s)
+        made = max(0.0, (passed_s - self.phase_s) * self.samples_per_s)
+        return made if self.most is None else min(made, self.most)
 
     def made_s(self, ordinal: int) -> float:
         """Seconds after the start at which a sample is there."""
         return 0.0 if self.samples_per_s is None else self.phase_s + (ordinal + 1) / self.samples_per_s
+
+    def next_s(self, passed_s: float) -> float | None:
+        """When the first sample after those of now is made; None when there is always another one, or none will be."""
+        made = self.made(passed_s)
+        if self.samples_per_s is None or (self.most is not None and made >= self.most):
+            return None
+        return self.made_s(int(made))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +119,7 @@ class Device:
         repeats: samples that it sent although the server had them.
     """
 
-    def __init__(self, number: int, *, name: str, supply: Supply, demand: Demand, now_s: float) -> None:
+    def __init__(self, number: int, *, name: str, supply: Supply, demand: Making, now_s: float) -> None:
         hello = Hello(
             protocol=PROTOCOL_VERSION,
             software=SOFTWARE,
@@ -126,9 +168,8 @@ class Device:
 
     def next_sample_s(self, now_s: float) -> float | None:
         """When the first sample after those of now is made; None when there is always another one."""
-        if self.demand.samples_per_s is None:
-            return None
-        return self._began_s + self.demand.made_s(int(self.demand.made(now_s - self._began_s)))
+        next_s = self.demand.next_s(now_s - self._began_s)
+        return None if next_s is None else self._began_s + next_s
 
     def receive(self, message: AnyMessage, now_s: float) -> list[Settled]:
         """What the server's message settles.
@@ -147,8 +188,8 @@ class Device:
         ordinals = self._session.choose(self._offers(now_s), now_s)
         if not ordinals:
             return None
-        is_paced = self.demand.samples_per_s is not None
-        self._sent_s[ordinals[0]] = self._began_s + self.demand.made_s(ordinals[0]) if is_paced else now_s
+        is_endless = self.demand.is_endless
+        self._sent_s[ordinals[0]] = now_s if is_endless else self._began_s + self.demand.made_s(ordinals[0])
         return self._supply.batch(ordinals)
 
     def _offers(self, now_s: float) -> Iterator[_Offer]:
@@ -156,7 +197,7 @@ class Device:
         room = (self.demand.in_flight_bytes - self._session.in_flight_bytes) // nbytes
         made = min(self.demand.made(now_s - self._began_s), first + largest_batch(nbytes))
         there = int(made) - first
-        if self.demand.samples_per_s is None and room < there:
+        if self.demand.is_endless and room < there:
             return  # whole batches only, as a device has that is always behind
         for ordinal in range(first, first + max(0, min(there, room))):
             yield _Offer(ordinal, nbytes)

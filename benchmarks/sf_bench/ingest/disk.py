@@ -13,7 +13,8 @@ import msgspec
 
 from sf_bench.ingest.samples import Supply
 from sf_contract.limits import KIB
-from sf_server.store.store import PAGE_BYTES, Store
+from sf_server.store.file import PAGE_BYTES
+from sf_server.store.store import Store
 
 SMALL_WRITE_BYTES: Final = 4 * KIB
 STORE_BYTES: Final = 1 << 40

@@ -105,6 +105,11 @@ class Fleet:
             self._serve(member)
             self._note_due(descriptor, now_s)
 
+    def wake(self) -> None:
+        """Let everybody send what was made without their noticing."""
+        for member in self._members.values():
+            self._serve(member)
+
     def run(self, end_s: float, *, every_s: float, look: Callable[[], None]) -> list[Settled]:
         """Send and receive until `end_s`; what was settled meanwhile. `look` is called about every `every_s` seconds."""
         self._settled = []

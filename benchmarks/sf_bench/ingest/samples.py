@@ -74,11 +74,12 @@ class Supply:
 def write_synthetic_bundle(folder: Path, shape: SampleShape) -> Bundle:
     """A bundle whose manifest passes every check, with a few bytes where the graph and the tokenizer would be."""
     files = {"front_end.onnx": b"none", "tokenizer.json": b"{}", "selftest.f32": bytes(4 * shape.hidden)}
-    write_bundle(folder, _manifest(shape, files), files)
+    write_bundle(folder, synthetic_manifest(shape, files), files)
     return open_bundle(folder)
 
 
-def _manifest(shape: SampleShape, files: dict[str, bytes]) -> Manifest:
+def synthetic_manifest(shape: SampleShape, files: dict[str, bytes]) -> Manifest:
+    """A manifest that passes every check and describes these files; its model does not exist."""
     return Manifest(
         format_version=1,
         base_model=BaseModel(

@@ -12,9 +12,10 @@ from typing import Final
 import numpy as np
 
 from sf_contract.activations import NO_TARGET, EncodedSample, unpack
+from sf_contract.codec import EncodedRows
 from sf_contract.errors import MalformedMessage
 from sf_contract.frames import Buffer
-from sf_contract.manifest import Manifest, Task
+from sf_contract.manifest import Geometry, Manifest, Task
 from sf_contract.messages import (
     PROTOCOL_VERSION,
     ActivationBatch,
@@ -115,6 +116,16 @@ def judge_key(names: Collection[str], *, device: str, key_id: str) -> Refusal | 
     )
 
 
+def judge_forgotten(device: str, banned: Collection[str]) -> Refusal | None:
+    """Refuse a device that this run was told to forget and that nobody has let in again; `banned` are their names."""
+    if device not in banned:
+        return None
+    return refusal(
+        RefusalCode.NOT_AUTHORISED,
+        f"this run was told to forget {device}; it comes in again after sf-server forget {device} --readmit",
+    )
+
+
 def judge_batch(
     batch: ActivationBatch,
     buffers: Sequence[Buffer],
@@ -159,20 +170,25 @@ def judge_batch(
 
 def find_fault(sample: EncodedSample, manifest: Manifest) -> Rejected | None:
     """Why a sample can never be trained on; None when it can."""
-    geometry = manifest.geometry
-    if sample.rows.tokens > geometry.max_tokens:
-        return _rejected(
-            sample,
-            RejectionCode.TOO_LONG,
-            f"{sample.rows.tokens} tokens; the bundle allows {geometry.max_tokens}",
-        )
-    if not sample.rows.is_finite():
-        return _rejected(sample, RejectionCode.NOT_FINITE, "the rows hold numbers that are not finite")
+    fault = find_rows_fault(sample.ordinal, sample.rows, manifest.geometry)
+    if fault is not None:
+        return fault
     match manifest.task.task:
         case Task.TEXT_CLASSIFICATION:
             return _find_label_fault(sample, classes=len(manifest.task.labels))
         case Task.CAUSAL_LM:
-            return _find_target_fault(sample, vocabulary=geometry.vocabulary)
+            return _find_target_fault(sample, vocabulary=manifest.geometry.vocabulary)
+
+
+def find_rows_fault(ordinal: int, rows: EncodedRows, geometry: Geometry) -> Rejected | None:
+    """Why rows can never be used, whatever they are for; None when they can."""
+    if rows.tokens > geometry.max_tokens:
+        detail = f"{rows.tokens} tokens; the bundle allows {geometry.max_tokens}"
+        return Rejected(ordinal=ordinal, code=RejectionCode.TOO_LONG, detail=detail)
+    if not rows.is_finite():
+        detail = "the rows hold numbers that are not finite"
+        return Rejected(ordinal=ordinal, code=RejectionCode.NOT_FINITE, detail=detail)
+    return None
 
 
 def refusal(code: RefusalCode, detail: str, *, retry_after_s: float | None = None) -> Refusal:

@@ -23,6 +23,8 @@ from sf_contract.messages import (
     Inquiry,
     Ping,
     Pong,
+    PredictAnswer,
+    PredictRequest,
     Refusal,
     RefusalCode,
     Rejected,
@@ -35,6 +37,7 @@ from sf_server.ingest.admission import (
     Session,
     find_fault,
     judge_batch,
+    judge_forgotten,
     judge_hello,
     judge_inquiry,
     refusal,
@@ -78,7 +81,7 @@ class Task:
 
 
 Step = Task | Answer
-_FROM_SERVER: Final = (Welcome, Refusal, Ack, FinishNoted, Pong, Approval)
+_FROM_SERVER: Final = (Welcome, Refusal, Ack, FinishNoted, Pong, Approval, PredictAnswer)
 
 
 class Ingest:
@@ -103,6 +106,7 @@ class Ingest:
         gate: Gate | None = None,
     ) -> None:
         self._store = store
+        self._banned = store.removals().banned
         self._bundles = bundles
         self._credit_bytes = credit_bytes
         self._clock = clock
@@ -197,6 +201,8 @@ class Ingest:
 
     def _judge_message(self, arrival: Arrival, connection: Connection, envelope: Envelope, now_s: float) -> Step:
         identity, message = arrival.identity, envelope.message
+        if isinstance(message, PredictRequest):
+            raise MalformedMessage("this server receives samples and gives no predictions; sf-server serve does")
         if envelope.buffers and not isinstance(message, ActivationBatch):
             raise MalformedMessage(f"{type(message).__name__} came with {len(envelope.buffers)} buffers; it has none")
         if isinstance(message, _FROM_SERVER):
@@ -247,7 +253,7 @@ class Ingest:
         if refused is not None:
             self._connections.end(identity)
             return Answer(identity, refused)
-        judged = judge_hello(
+        judged = judge_forgotten(hello.device, self._banned) or judge_hello(
             hello,
             bundles=self._bundles,
             owner=self._store.owner(hello.outbox),
@@ -263,12 +269,16 @@ class Ingest:
 
     def _judge_inquiry(self, arrival: Arrival, inquiry: Inquiry, now_s: float) -> Approval | Refusal:
         """What a Hello would lead to; nothing is begun, ended or written down, and a device that is connected stays so."""
-        refused = self._gate.judge_name(arrival.sender, inquiry.device) or judge_inquiry(
-            inquiry,
-            bundles=self._bundles,
-            owner=None if inquiry.outbox is None else self._store.owner(inquiry.outbox),
-            present=self._connections.present_besides(arrival.identity),
-            now_s=now_s,
+        refused = (
+            self._gate.judge_name(arrival.sender, inquiry.device)
+            or judge_forgotten(inquiry.device, self._banned)
+            or judge_inquiry(
+                inquiry,
+                bundles=self._bundles,
+                owner=None if inquiry.outbox is None else self._store.owner(inquiry.outbox),
+                present=self._connections.present_besides(arrival.identity),
+                now_s=now_s,
+            )
         )
         return refused or Approval(software=SOFTWARE, clock_s=max(0.0, now_s))
 
@@ -366,7 +376,11 @@ class Ingest:
         rejected = [item for item in batch.examined if isinstance(item, Rejected)]
         usable = [item for item in batch.examined if isinstance(item, EncodedSample)]
         stored = self._store.add(
-            device=session.device, outbox=session.outbox, bundle_id=session.bundle_id, samples=usable
+            device=session.device,
+            outbox=session.outbox,
+            bundle_id=session.bundle_id,
+            samples=usable,
+            now_s=now_s,
         )
         if rejected:
             self._store.note_rejected(outbox=session.outbox, samples=len(rejected))

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sf_contract.bundle import open_bundle
 from sf_contract.command import ArgumentParser, run_command, say
-from sf_contract.errors import AddressInUse, MismatchError
+from sf_contract.errors import AddressInUse
 from sf_contract.frames import encode
 from sf_contract.limits import MIB
-from sf_contract.manifest import Manifest
+from sf_server.bundles import open_run_bundles
 from sf_server.ingest.ingest import Answer, Ingest
 from sf_server.link.authorized import AuthorizedKeys
 from sf_server.link.notices import Notices
@@ -137,16 +136,17 @@ def _ingest(arguments: Sequence[str]) -> int:
     orders = Orders()
     orders.obey_signals()
     record = folder.record()
-    manifest = _verified_manifest(record)
     settings = record.settings
-    reception = Reception(settings, manifest, say=_say)
+    bundles = open_run_bundles(settings, record.bundle_ids)
+    manifests = {bundle.bundle_id: bundle.manifest for bundle in bundles}
+    reception = Reception(settings, list(manifests.values()), say=_say)
     with (
         Store.open(folder.store_path, max_bytes=settings.max_store_bytes) as store,
         _bound(folder, record, reception) as router,
     ):
         ingest = Ingest(
             store=store,
-            bundles={record.bundle_id: manifest},
+            bundles=manifests,
             credit_bytes=settings.credit_bytes,
             clock=time.time,
             say=_say,
@@ -164,16 +164,6 @@ def _ingest(arguments: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     say(f"sf-server ingest: {text}")
-
-
-def _verified_manifest(record: RunRecord) -> Manifest:
-    bundle = open_bundle(Path(record.settings.bundle))
-    if bundle.bundle_id != record.bundle_id:
-        raise MismatchError(
-            f"{bundle.folder} holds bundle {bundle.bundle_id[:12]}, the run belongs to {record.bundle_id[:12]}",
-            cure="give the run's bundle with --bundle",
-        )
-    return bundle.manifest
 
 
 def _bound(folder: RunFolder, record: RunRecord, reception: Reception) -> Router:

@@ -1,10 +1,10 @@
-"""Opening the server's socket for a run: its limits from the bundle, its keys from the files, and what watches over both."""
+"""Opening the server's socket for a run: its limits from the bundles, its keys from the files, and what watches over both."""
 
 from __future__ import annotations
 
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,12 +43,12 @@ class Reception:
         UsageError: the server's key cannot be used.
     """
 
-    def __init__(self, settings: TrainSettings, manifest: Manifest, *, say: Say) -> None:
+    def __init__(self, settings: TrainSettings, manifests: Sequence[Manifest], *, say: Say) -> None:
         self._settings = settings
         self._say = say
         self._notices = Notices(say, most=STRANGERS_SAID)
         self._door = router_limits(
-            manifest, credit_bytes=settings.credit_bytes, connections=_possible_connections(settings, say)
+            manifests, credit_bytes=settings.credit_bytes, connections=_possible_connections(settings, say)
         )
         self.keys = _keys(settings.link_choice(), say)
 
@@ -91,16 +91,21 @@ class Reception:
         return False
 
 
-def router_limits(manifest: Manifest, *, credit_bytes: int, connections: int) -> RouterLimits:
-    """What a connection may do, from the largest sample of a bundle and the largest batch of several."""
-    geometry = manifest.geometry
-    parts = sample_frame_bytes(manifest.wire_codec, hidden=geometry.hidden, tokens=geometry.max_tokens)
-    message_bytes = limits.MAX_HEADER_BYTES + max(sum(parts), limits.MAX_SHARED_BATCH_BYTES)
+def router_limits(manifests: Sequence[Manifest], *, credit_bytes: int, connections: int) -> RouterLimits:
+    """What a connection may do, from the largest sample that any bundle allows and the largest batch of several."""
+    parts = [nbytes for manifest in manifests for nbytes in _sample_frames(manifest)]
+    sample_bytes = max(sum(_sample_frames(manifest)) for manifest in manifests)
+    message_bytes = limits.MAX_HEADER_BYTES + max(sample_bytes, limits.MAX_SHARED_BATCH_BYTES)
     return RouterLimits(
         frame_bytes=min(max(limits.MAX_HEADER_BYTES, limits.MAX_SHARED_BATCH_BYTES, *parts), limits.MAX_BUFFER_BYTES),
         undelivered_bytes=2 * (credit_bytes + message_bytes),
         connections=connections,
     )
+
+
+def _sample_frames(manifest: Manifest) -> tuple[int, ...]:
+    geometry = manifest.geometry
+    return sample_frame_bytes(manifest.wire_codec, hidden=geometry.hidden, tokens=geometry.max_tokens)
 
 
 def _keys(choice: LinkChoice, say: Say) -> Keys | None:

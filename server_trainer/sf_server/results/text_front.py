@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sf_contract.bundle import Bundle
 from sf_contract.codec import EncodedRows, WireCodec
 from sf_contract.errors import DataError
 from sf_contract.front_end import open_front_end, run_self_test
-from sf_contract.records import BadRow, Record, Row, read_records
+from sf_contract.records import BadRow, Record, read_records
 from sf_contract.samples import TokenizedSample, UnusableRecord, tokenize
 from sf_contract.tokenizer import BundleTokenizer, open_tokenizer
 from sf_model.front import FrontModel, cut_front
+from sf_model.pairs import pair_separator, tell_segments
 from sf_server.pieces import Pieces
 from sf_server.store.stored import SampleInfo, StoredSample
 from sf_server.training.validation import batches_by_tokens
@@ -40,56 +42,58 @@ class Skipped:
     reason: str
 
 
-def open_text_front(pieces: Pieces, kind: FrontKind) -> RowsOf:
-    """The front end of a run: the quantized graph its devices use, or the base model's own first layers in fp32.
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """A row of a file, and the sample it is."""
+
+    record: Record
+    sample: TokenizedSample
+
+
+def open_text_front(pieces: Pieces, kind: FrontKind, bundle: Bundle | None = None) -> RowsOf:
+    """A front end for text on the server: the quantized graph that devices with this bundle use, or the base model's own
+    first layers, up to the same cut, in fp32.
+
+    Args:
+        bundle: one of the run's; None is `pieces.bundle`.
 
     Raises:
         SelfTestFailed: this machine computes the quantized graph in another way than the devices it is made for.
     """
+    bundle = bundle or pieces.bundle
     if kind is FrontKind.BUNDLE:
-        front_end = open_front_end(pieces.bundle, threads=torch.get_num_threads())
-        run_self_test(pieces.bundle, front_end)
+        front_end = open_front_end(bundle, threads=torch.get_num_threads())
+        run_self_test(bundle, front_end)
         return lambda token_ids: front_end.run([token_ids])[0]
-    front = cut_front(pieces.load_model(torch.float32).model, pieces.bundle.manifest.geometry.split_layer)
+    model = pieces.load_model(torch.float32).model
+    tell_segments(model, pair_separator(pieces.checkpoint, bundle.manifest.task.template.prompt))
+    front = cut_front(model, bundle.manifest.geometry.split_layer)
     return lambda token_ids: _fp32_rows(front, token_ids)
 
 
-def read_samples(pieces: Pieces, path: Path, *, need_label: bool) -> Iterator[tuple[Row, TokenizedSample] | Skipped]:
-    """Tokenized rows of a data file, in order, exactly as a device tokenizes them.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    tokenizer = open_tokenizer(pieces.bundle)
-    for row in read_records(path):
-        if isinstance(row, BadRow):
-            yield Skipped(row.line, row.reason)
-            continue
-        try:
-            yield row, tokenize_record(pieces, tokenizer, row.record, need_label=need_label)
-        except UnusableRecord as problem:
-            yield Skipped(row.line, str(problem))
-
-
-def tokenize_record(pieces: Pieces, tokenizer: BundleTokenizer, record: Record, *, need_label: bool) -> TokenizedSample:
-    """One record as a device of this run tokenizes it; raises UnusableRecord."""
-    manifest = pieces.bundle.manifest
+def tokenize_record(bundle: Bundle, tokenizer: BundleTokenizer, record: Record, *, need_label: bool) -> TokenizedSample:
+    """One record as a device with this bundle tokenizes it; raises UnusableRecord."""
+    manifest = bundle.manifest
     return tokenize(record, manifest.task, tokenizer, max_tokens=manifest.geometry.max_tokens, need_label=need_label)
 
 
-def labelled_samples(pieces: Pieces, path: Path) -> tuple[list[TokenizedSample], list[Skipped]]:
-    """Usable samples of a file with known answers, and the rows that were left out.
+def labelled_rows(bundle: Bundle, path: Path) -> tuple[list[LabelledRow], list[Skipped]]:
+    """Usable rows of a file with known answers, exactly as a device tokenizes them, and the rows that were left out.
 
     Raises:
-        DataError: no row is usable.
+        DataError: the file cannot be read, or no row is usable.
     """
-    used: list[TokenizedSample] = []
+    tokenizer = open_tokenizer(bundle)
+    used: list[LabelledRow] = []
     skipped: list[Skipped] = []
-    for found in read_samples(pieces, path, need_label=True):
-        if isinstance(found, Skipped):
-            skipped.append(found)
-        else:
-            used.append(found[1])
+    for row in read_records(path):
+        try:
+            if isinstance(row, BadRow):
+                raise UnusableRecord(row.reason)
+            sample = tokenize_record(bundle, tokenizer, row.record, need_label=True)
+            used.append(LabelledRow(record=row.record, sample=sample))
+        except UnusableRecord as problem:
+            skipped.append(Skipped(row.line, str(problem)))
     if not used:
         first = f"; line {skipped[0].line}: {skipped[0].reason}" if skipped else ""
         raise DataError(
@@ -98,14 +102,25 @@ def labelled_samples(pieces: Pieces, path: Path) -> tuple[list[TokenizedSample],
     return used, skipped
 
 
-def as_stored(samples: Sequence[TokenizedSample], rows_of: RowsOf, *, max_tokens: int) -> Iterator[list[StoredSample]]:
+def as_stored(
+    rows: Sequence[LabelledRow], rows_of: RowsOf, *, max_tokens: int, by: str | None = None
+) -> Iterator[list[StoredSample]]:
     """Samples with their activations in batches of at most `max_tokens` padded tokens, shortest first.
 
     Each is computed alone, as on a device; only the batch at hand is held.
+
+    Args:
+        by: a column that says whose a row is; rows without it, or all when it is None, are the file's.
     """
+    samples = [row.sample for row in rows]
     infos = [
-        SampleInfo(seq=index, device="file", tokens=len(sample.token_ids), label=sample.label)
-        for index, sample in enumerate(samples)
+        SampleInfo(
+            seq=index,
+            device=row.record.get(by or "", "file"),
+            tokens=len(row.sample.token_ids),
+            label=row.sample.label,
+        )
+        for index, row in enumerate(rows)
     ]
     for group in batches_by_tokens(sorted(infos, key=lambda info: (info.tokens, info.seq)), max_tokens):
         yield [_stored(info, samples[info.seq], rows_of) for info in group]

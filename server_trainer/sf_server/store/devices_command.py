@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from sf_contract.command import ArgumentParser, print_json
+from sf_server.amounts import age, byte_amount
 from sf_server.run_folder import RunFolder
+from sf_server.seeing.run_info import run_info
 from sf_server.store.store import Store
 from sf_server.store.stored import DeviceSummary, is_held_back
 
@@ -20,12 +22,15 @@ EPILOG: Final = """\
 example:
   sf-server devices --run out/run
 
-"in" and "out" are bytes of whole messages from and to the device; "repeats" are samples that came again because an
-answer was lost, and were not stored again; "malformed" are messages that were none; "activity" is what holds the device
-back, in its own words, and how long ago it said so. A device has one line per outbox."""
+"cut" is the number of layers that the device runs; "in" and "out" are bytes of whole messages from and to the device;
+"repeats" are samples that came again because an answer was lost, and were not stored again; "malformed" are messages that
+were none; "activity" is what holds the device back, in its own words, and how long ago it said so. A device has one line per
+outbox. What sf-server forget removed is not listed; the names of devices that were forgotten, and may not come in again,
+are. sf-server status --watch shows rates."""
 
 HEADINGS: Final = (
     "device",
+    "cut",
     "outbox",
     "samples",
     "repeats",
@@ -38,8 +43,7 @@ HEADINGS: Final = (
     "last heard",
     "activity",
 )
-_TEXT_COLUMNS: Final = frozenset({0, 1, 11})
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+_TEXT_COLUMNS: Final = frozenset({0, 2, 12})
 
 
 def main_devices(arguments: Sequence[str]) -> int:
@@ -49,21 +53,24 @@ def main_devices(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", default=False, help="one JSON list on standard output")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run)
-    folder.record()
+    info = run_info(folder.path, folder.record(), address=None)
+    cuts = {bundle.bundle_id: bundle.cut for bundle in info.bundles}
     with Store.open_read_only(folder.store_path) as store:
-        summaries = store.device_summaries()
+        summaries, forgotten = store.device_summaries(), sorted(store.removals().banned)
     if options.json:
-        print_json([asdict(summary) for summary in summaries])
-    else:
-        print(device_table(summaries, now_s=time.time()))
+        print_json([{**asdict(summary), "cut": cuts.get(summary.bundle_id)} for summary in summaries])
+        return 0
+    print(device_table(summaries, cuts=cuts, now_s=time.time()))
+    if forgotten:
+        print(f"forgotten, and not let in any more: {', '.join(forgotten)}")
     return 0
 
 
-def device_table(summaries: Sequence[DeviceSummary], *, now_s: float) -> str:
-    """The summaries as an aligned table."""
+def device_table(summaries: Sequence[DeviceSummary], *, cuts: Mapping[str, int], now_s: float) -> str:
+    """The summaries as an aligned table; `cuts` by bundle id."""
     if not summaries:
         return "no device has connected yet"
-    rows = [HEADINGS, *(_cells(summary, now_s) for summary in summaries)]
+    rows = [HEADINGS, *(_cells(summary, cuts.get(summary.bundle_id), now_s) for summary in summaries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     return "\n".join(_line(row, widths) for row in rows)
 
@@ -76,31 +83,19 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cells).rstrip()
 
 
-def _cells(summary: DeviceSummary, now_s: float) -> tuple[str, ...]:
+def _cells(summary: DeviceSummary, cut: int | None, now_s: float) -> tuple[str, ...]:
     return (
         summary.device,
+        "-" if cut is None else str(cut),
         summary.outbox[:8],
         str(summary.samples),
         str(summary.repeats),
         str(summary.rejected),
         str(summary.malformed),
         str(summary.skipped_rows),
-        _amount(summary.bytes_in),
-        _amount(summary.bytes_out),
+        byte_amount(summary.bytes_in),
+        byte_amount(summary.bytes_out),
         "yes" if summary.finished else "no",
-        f"{_age_s(summary.last_seen_s, now_s)} s ago",
-        f"{summary.activity} ({_age_s(summary.activity_s, now_s)} s ago)" if is_held_back(summary) else "",
+        f"{age(summary.last_seen_s, now_s)} ago",
+        f"{summary.activity} ({age(summary.activity_s, now_s)} ago)" if is_held_back(summary) else "",
     )
-
-
-def _age_s(then_s: float, now_s: float) -> int:
-    return max(0, round(now_s - then_s))
-
-
-def _amount(nbytes: int) -> str:
-    amount = float(nbytes)
-    for unit in _UNITS[:-1]:
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} {_UNITS[-1]}"

@@ -46,6 +46,26 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+ADDITIONS: Final = """
+CREATE TABLE IF NOT EXISTS arrivals(
+    hour INTEGER PRIMARY KEY,
+    last_seq INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS removals(
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_s REAL NOT NULL,
+    device TEXT,
+    train_samples INTEGER NOT NULL,
+    validation_samples INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL,
+    is_banned INTEGER NOT NULL,
+    weights_deleted INTEGER NOT NULL DEFAULT 0
+) STRICT;
+"""
+"""Tables that came later and that programs of this schema version can do without: when samples came, to the hour (`hour` is
+counted since 1970, `last_seq` the newest sample stored in it), and what was removed on purpose: numbers only, and the name of
+a device that was forgotten, so that it cannot come back unnoticed (`is_banned`) and what was trained on it can be named."""
+
 INSERT_SAMPLE: Final = """
 INSERT INTO samples(device, outbox, ordinal, bundle_id, role, label, tokens, codec, rows, scales, targets)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(outbox, ordinal) DO NOTHING
@@ -63,4 +83,9 @@ UPDATE devices SET bytes_in = bytes_in + :bytes_in, bytes_out = bytes_out + :byt
     activity = COALESCE(:activity, activity), activity_s = CASE WHEN :activity IS NULL THEN activity_s ELSE :now_s END,
     last_seen_s = :now_s
 WHERE outbox = :outbox
+"""
+
+NOTE_ARRIVAL: Final = """
+INSERT INTO arrivals(hour, last_seq) SELECT :hour, MAX(seq) FROM samples WHERE true
+ON CONFLICT(hour) DO UPDATE SET last_seq = excluded.last_seq
 """

@@ -1,4 +1,4 @@
-"""The store: every received sample, durable before the device hears of it. The one door to SQLite on the server.
+"""The store: every received sample, durable before the device hears of it.
 
 Ingest writes, the trainer reads (`open_read_only`) in its own process. `seq` numbers samples in the order they were stored and
 is never used twice. Samples are recognised by (outbox, ordinal), so a repeat is never stored again.
@@ -6,8 +6,7 @@ is never used twice. Samples are recognised by (outbox, ordinal), so a repeat is
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
@@ -16,30 +15,35 @@ import numpy as np
 
 from sf_contract.activations import TARGET_DTYPE, EncodedSample
 from sf_contract.codec import row_dtype, scale_dtype
-from sf_contract.errors import DiskFull, StoreError
+from sf_contract.errors import StoreError
 from sf_contract.int4 import Int4Parameters
-from sf_contract.limits import KIB, MIB
 from sf_contract.messages import AlreadyStored, Role, Stored
-from sf_server.store.schema import APPLICATION_ID, INSERT_SAMPLE, NOTE_HELLO, NOTE_TRAFFIC, SCHEMA, SCHEMA_VERSION
-from sf_server.store.stored import DeviceSummary, SampleInfo, StoreCounts, StoredSample, device_summary, stored_sample
+from sf_server.store.file import Connection, log_path, open_for_reading, open_for_writing, translated
+from sf_server.store.schema import INSERT_SAMPLE, NOTE_ARRIVAL, NOTE_HELLO, NOTE_TRAFFIC
+from sf_server.store.stored import (
+    DeviceSummary,
+    Origin,
+    Removals,
+    RoleTotal,
+    SampleInfo,
+    StoreCounts,
+    StoredSample,
+    StoreSize,
+    device_summary,
+    stored_sample,
+)
 
-BUSY_TIMEOUT_S: Final = 30.0
-WAL_BYTES_KEPT: Final = 64 * MIB
-PAGE_BYTES: Final = 16 * KIB
-"""Samples are tens of kilobytes: against SQLite's usual 4 KiB, writing is 1.4 and loading 3 times as fast."""
-CACHE_BYTES: Final = 32 * MIB
-"""Of the writer: what is made durable together stays in memory until then. What does not fit in SQLite's usual 2 MB is
-written early, read again and written on at the commit: a third more write calls and twice the reading."""
+HOUR_S: Final = 3600
 _SEQS_PER_QUERY: Final = 500
 
 
 class Store:
     """An open store; use it in the thread that opened it, and close it (or use it as a context manager)."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, int4: Int4Parameters | None = None) -> None:
+    def __init__(self, path: Path, connection: Connection, *, int4: Mapping[str, Int4Parameters] | None = None) -> None:
         self._path = path
         self._connection = connection
-        self._int4 = int4
+        self._int4 = int4 or {}
 
     @classmethod
     def open(cls, path: Path, *, max_bytes: int) -> Self:
@@ -49,35 +53,16 @@ class Store:
             StoreError: the file is not a store of this format version, or is damaged.
             DiskFull: there is no room to make it.
         """
-        with _translated(path):
-            store = cls(path, _connect(f"file:{_quoted(path)}?mode=rwc"))
-        try:
-            with _translated(path):
-                store._prepare(max_bytes)
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls(path, open_for_writing(path, max_bytes=max_bytes))
 
     @classmethod
-    def open_read_only(cls, path: Path, *, int4: Int4Parameters | None = None) -> Self:
-        """Open for reading, while another process may be writing; `int4` lets the samples of such a bundle be decoded.
+    def open_read_only(cls, path: Path, *, int4: Mapping[str, Int4Parameters] | None = None) -> Self:
+        """Open for reading, while another process may be writing; `int4`, by bundle id, lets such samples be decoded.
 
         Raises:
             StoreError: there is no file, or it is not a store of this format version.
         """
-        if not path.is_file():
-            raise StoreError(f"there is no store at {path}", cure="start sf-server train with this run folder first")
-        with _translated(path):
-            store = cls(path, _connect(f"file:{_quoted(path)}?mode=rw"), int4=int4)
-        try:
-            with _translated(path):
-                store._connection.execute("PRAGMA query_only = ON")
-                store._check_kind()
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls(path, open_for_reading(path), int4=int4)
 
     def close(self) -> None:
         """Close the file."""
@@ -97,7 +82,7 @@ class Store:
             DiskFull: the disk or the quota is full; nothing of the transaction is kept.
             StoreError: the file cannot be written.
         """
-        with _translated(self._path):
+        with translated(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -108,9 +93,18 @@ class Store:
                 raise
 
     def add(
-        self, *, device: str, outbox: str, bundle_id: str, samples: Sequence[EncodedSample]
+        self,
+        *,
+        device: str,
+        outbox: str,
+        bundle_id: str,
+        samples: Sequence[EncodedSample],
+        now_s: float | None = None,
     ) -> list[Stored | AlreadyStored]:
         """Store samples of one device, in order; durable when the surrounding `commit` ends.
+
+        Args:
+            now_s: when they came (seconds since 1970), for retention; None leaves it open: they count as old as the next ones.
 
         Raises:
             DiskFull, StoreError: as `commit` does.
@@ -123,6 +117,8 @@ class Store:
                 "finished = CASE WHEN ? THEN 0 ELSE finished END WHERE outbox = ?",
                 (stored, len(verdicts) - stored, stored, outbox),
             )
+            if stored and now_s is not None:
+                self._connection.execute(NOTE_ARRIVAL, {"hour": int(now_s // HOUR_S)})
         return verdicts
 
     def note_hello(
@@ -177,7 +173,7 @@ class Store:
 
     def sample_infos(self, *, role: Role, after_seq: int = 0, limit: int | None = None) -> list[SampleInfo]:
         """Samples of a role with a higher `seq` than `after_seq`, in `seq` order."""
-        with _translated(self._path):
+        with translated(self._path):
             found = self._connection.execute(
                 "SELECT seq, device, tokens, label FROM samples INDEXED BY samples_by_role "
                 "WHERE role = ? AND seq > ? ORDER BY seq LIMIT ?",
@@ -195,33 +191,47 @@ class Store:
         for start in range(0, len(seqs), _SEQS_PER_QUERY):
             part = seqs[start : start + _SEQS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            with _translated(self._path):
+            with translated(self._path):
                 for row in self._connection.execute(
-                    f"SELECT seq, device, label, tokens, codec, rows, scales, targets FROM samples WHERE seq IN ({marks})",
+                    "SELECT bundle_id, seq, device, label, tokens, codec, rows, scales, targets FROM samples "
+                    f"WHERE seq IN ({marks})",
                     list(part),
                 ):
-                    found[row[0]] = stored_sample(row, self._int4)
+                    found[row[1]] = stored_sample(row[1:], self._int4.get(row[0]))
         missing = next((seq for seq in seqs if seq not in found), None)
         if missing is not None:
             raise StoreError(f"{self._path} holds no sample {missing}", cure="start a new run from the devices' data")
         return [found[seq] for seq in seqs]
 
+    def origins(self, seqs: Sequence[int]) -> dict[int, Origin]:
+        """Where samples come from, by `seq`, of those that are in the store."""
+        found: dict[int, Origin] = {}
+        for start in range(0, len(seqs), _SEQS_PER_QUERY):
+            part = seqs[start : start + _SEQS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            with translated(self._path):
+                rows = self._connection.execute(
+                    f"SELECT seq, bundle_id, outbox, ordinal FROM samples WHERE seq IN ({marks})", list(part)
+                )
+                found |= {row[0]: Origin(*row[1:]) for row in rows}
+        return found
+
     def owner(self, outbox: str) -> str | None:
         """Name of the device an outbox belongs to; None for an outbox never seen."""
-        with _translated(self._path):
+        with translated(self._path):
             row = self._connection.execute("SELECT device FROM devices WHERE outbox = ?", (outbox,)).fetchone()
         return None if row is None else str(row[0])
 
     def device_summaries(self) -> list[DeviceSummary]:
         """All outboxes ever seen, by device name, the one used last at the end of each device."""
         columns = ", ".join(DeviceSummary.__dataclass_fields__)
-        with _translated(self._path):
+        with translated(self._path):
             rows = self._connection.execute(f"SELECT {columns} FROM devices ORDER BY device, last_seen_s, outbox")
             return [device_summary(row) for row in rows]
 
     def counts(self) -> StoreCounts:
         """Samples, tokens and devices; cheap enough to ask every second."""
-        with _translated(self._path):
+        with translated(self._path):
             rows = self._connection.execute("SELECT role, COUNT(*), SUM(tokens) FROM samples GROUP BY role").fetchall()
         by_role = {role: (samples, tokens) for role, samples, tokens in rows}
         finished = {summary.device: summary.finished for summary in self.device_summaries()}
@@ -234,7 +244,46 @@ class Store:
             validation_tokens=validation[1],
             devices=len(finished),
             finished_devices=sum(finished.values()),
+            removed=self.removals(),
         )
+
+    def totals(self, *, after_seq: int = 0) -> dict[Role, RoleTotal]:
+        """Samples with a higher `seq` than `after_seq`; with a recent one, cheap enough for many times a second."""
+        totals: dict[Role, RoleTotal] = {}
+        with translated(self._path):
+            for role in Role:
+                row = self._connection.execute(
+                    "SELECT COUNT(*), COALESCE(SUM(tokens), 0), COALESCE(MAX(seq), 0) "
+                    "FROM samples INDEXED BY samples_by_role WHERE role = ? AND seq > ?",
+                    (role.value, after_seq),
+                ).fetchone()
+                totals[role] = RoleTotal(*row)
+        return totals
+
+    def sample_count(self) -> int:
+        """Samples of all roles: a hundredth of the work of `totals`."""
+        with translated(self._path):
+            (count,) = self._connection.execute("SELECT COUNT(*) FROM samples").fetchone()
+        return int(count)
+
+    def size(self) -> StoreSize:
+        """Room that samples take of the quota, and bytes of the files on the disk."""
+        with translated(self._path):
+            pages, free, page_bytes = (
+                self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        files = (self._path, log_path(self._path))
+        on_disk = sum(file.stat().st_size for file in files if file.exists())
+        return StoreSize(used_bytes=(pages - free) * page_bytes, file_bytes=on_disk)
+
+    def removals(self) -> Removals:
+        """What was removed from the store so far."""
+        with translated(self._path):
+            if not self._connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'removals'").fetchone():
+                return Removals()
+            rows = self._connection.execute("SELECT train_samples, device, is_banned FROM removals").fetchall()
+        return Removals(train_samples=sum(row[0] for row in rows), banned=frozenset(row[1] for row in rows if row[2]))
 
     def _add_one(self, device: str, outbox: str, bundle_id: str, sample: EncodedSample) -> Stored | AlreadyStored:
         rows = sample.rows
@@ -263,54 +312,3 @@ class Store:
         else:
             with self.commit():
                 yield
-
-    def _prepare(self, max_bytes: int) -> None:
-        connection = self._connection
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_BYTES // KIB}")
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {max(1, max_bytes // page_bytes)}")
-        if self._is_new():
-            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-        self._check_kind()
-
-    def _is_new(self) -> bool:
-        (tables,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
-        return bool(tables == 0)
-
-    def _check_kind(self) -> None:
-        (kind,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if kind != APPLICATION_ID:
-            raise StoreError(f"{self._path} is not a store", cure="give a run folder that sf-server train made")
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._path} has format version {version}, this program reads {SCHEMA_VERSION}",
-                cure="use the SplitFrozen version that made it",
-            )
-
-
-def _connect(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-
-
-def _quoted(path: Path) -> str:
-    return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as problem:
-        if getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise DiskFull(
-                f"no room left in {path}: the disk or --max-store-bytes is full",
-                cure="free some space, or resume with a larger --max-store-bytes",
-            ) from problem
-        raise StoreError(
-            f"{path} cannot be used: {problem}", cure="check the disk and the file's permissions, or start a new run"
-        ) from problem

@@ -24,6 +24,15 @@ class SampleInfo:
     label: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a sample is, for all time: the bundle that computed it, the outbox it comes from, and its number there."""
+
+    bundle_id: str
+    outbox: str
+    ordinal: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredSample:
     """One sample. Its arrays are read-only views; `targets` is int32 `[tokens]` for causal language modelling."""
@@ -62,8 +71,24 @@ class DeviceSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Removals:
+    """What was removed from a store on purpose.
+
+    Attributes:
+        train_samples: how many of them, in all.
+        banned: names of forgotten devices that nobody has readmitted.
+    """
+
+    train_samples: int = 0
+    banned: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class StoreCounts:
-    """What the store holds. A device has finished when the outbox it used last has."""
+    """What the store holds, and what was removed from it. A device has finished when the outbox it used last has.
+
+    Nobody waits for what was removed: `train_samples_arrived` and `devices_settled` count it as arrived and finished.
+    """
 
     train_samples: int
     train_tokens: int
@@ -71,6 +96,34 @@ class StoreCounts:
     validation_tokens: int
     devices: int
     finished_devices: int
+    removed: Removals
+
+    @property
+    def train_samples_arrived(self) -> int:
+        """Training samples ever stored."""
+        return self.train_samples + self.removed.train_samples
+
+    @property
+    def devices_settled(self) -> int:
+        """Devices that have finished or were forgotten."""
+        return self.finished_devices + len(self.removed.banned)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTotal:
+    """Samples of one role: how many, with how many tokens, and the highest `seq` among them (0 when there is none)."""
+
+    samples: int
+    tokens: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSize:
+    """Bytes that count towards the quota, and bytes of the files on the disk."""
+
+    used_bytes: int
+    file_bytes: int
 
 
 SampleRow = tuple[int, str, int | None, int, str, bytes, bytes, bytes | None]

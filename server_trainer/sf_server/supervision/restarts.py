@@ -37,5 +37,10 @@ def describe_exit(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exit code {exit_code}"
     name = signal.Signals(-exit_code).name if -exit_code in {*signal.Signals} else f"signal {-exit_code}"
-    hint = ", perhaps for lack of memory" if name == "SIGKILL" else ""
+    hint = "; the kernel's out-of-memory killer is the usual reason" if is_killed(exit_code) else ""
     return f"killed by {name}{hint}"
+
+
+def is_killed(exit_code: int) -> bool:
+    """True for SIGKILL, which the kernel sends when memory runs out."""
+    return exit_code == -signal.SIGKILL

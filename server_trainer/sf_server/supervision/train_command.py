@@ -8,15 +8,21 @@ from typing import Any, Final
 
 import msgspec
 
-from sf_contract.bundle import open_bundle
 from sf_contract.command import ArgumentParser, say
+from sf_contract.errors import UsageError
+from sf_contract.manifest import Task
 from sf_contract.settings import read_toml, resolve_settings
+from sf_server.bundles import first_lora_layer, open_bundles
 from sf_server.link.security import check_link, prepare_link
 from sf_server.options import add_options
 from sf_server.run_folder import RunFolder
-from sf_server.settings import TrainSettings, check_train_settings, with_absolute_paths
+from sf_server.scale.place import check_scale, processes_of_node
+from sf_server.seeing.dashboard.address import WebAddresses, web_addresses
+from sf_server.seeing.tensorboard import check_tensorboard
+from sf_server.settings import TrainSettings, check_loop, check_train_settings, differences, with_absolute_paths
 from sf_server.store.store import Store
-from sf_server.supervision.supervisor import ingest_command, supervise, trainer_command
+from sf_server.supervision.supervisor import dashboard_command, ingest_command, supervise, trainer_command
+from sf_server.training.memory import memory_cure
 
 LOCK_WAIT_S: Final = 5.0
 """Children of a supervisor that was killed need a moment to leave."""
@@ -33,8 +39,18 @@ examples:
     sf-server train --bundle out/bundle --run out/run --expect-devices 4
   devices anywhere, encrypted; the command prints the key that devices need, and out/run/authorized takes theirs:
     sf-server train --bundle out/bundle --run out/run --bind 'tcp://*:5555' --expect-samples 10000 --epochs 5
+  weak and strong devices, each with its own cut of one model:
+    sf-server train --bundle out/cut2 --bundle out/cut8 --run out/run --expect-devices 4
+  with a page about the run on http://127.0.0.1:8765/:
+    sf-server train --bundle out/bundle --run out/run --expect-devices 4 --dashboard 127.0.0.1:8765
+  devices that send little, or unequal amounts: do not wait for full windows, and let each device count the same:
+    sf-server train --bundle out/bundle --run out/run --expect-devices 4 --step-deadline 60 --balance device
+  four GPUs of one machine share every batch:
+    sf-server train --bundle out/bundle --run out/run --expect-devices 4 --ranks 4
   go on after an interruption, without the device that broke:
     sf-server train --run out/run --resume --expect-devices 3
+  go on after memory ran out:
+    sf-server train --run out/run --resume --batch-tokens 1024
 
 afterwards: sf-server eval, sf-server predict and sf-server merge use the folder given as --run."""
 
@@ -47,8 +63,14 @@ _METAVARS: Final = {
     "authorized": "DIR",
     "device_mb_per_s": "MB",
     "max_store_bytes": "BYTES",
+    "retention_days": "DAYS",
     "credit_bytes": "BYTES",
     "checkpoint_every_s": "SECONDS",
+    "step_deadline": "SECONDS",
+    "dashboard": "HOST:PORT",
+    "metrics_address": "HOST:PORT",
+    "rendezvous": "HOST:PORT",
+    "rank_timeout_s": "SECONDS",
 }
 _ONCE: Final = frozenset({"run", "resume", "json"})
 _EXPECTATIONS: Final = frozenset({"expect_devices", "expect_samples"})
@@ -62,21 +84,52 @@ def main_train(arguments: Sequence[str]) -> int:
         SplitFrozenError: any of them, before the two processes are started, or TrainingFailed afterwards.
     """
     settings = with_absolute_paths(read_settings(arguments))
-    bundle = open_bundle(Path(settings.bundle))
+    bundles = open_bundles(settings.bundle_paths)
+    first_lora_layer(settings, bundles)
+    check_balance(settings, bundles[0].manifest.task.task)
+    bundle_ids = [bundle.bundle_id for bundle in bundles]
     folder = RunFolder(Path(settings.run))
+    seen_on = _seen_on(settings)
+    if settings.tensorboard:
+        check_tensorboard()
     with folder.lock(wait_s=LOCK_WAIT_S) as lock:
+        seen_on.check_free()
         prepare_link(settings.link_choice())
         if settings.resume:
-            folder.resume(settings, bundle_id=bundle.bundle_id)
+            changed = differences(folder.settings(), settings, apart_from=_ONCE)
+            folder.resume(settings, bundle_ids=bundle_ids)
+            if changed:
+                _say(f"with other settings than before: {', '.join(changed)}")
         else:
-            folder.create(settings, bundle_id=bundle.bundle_id)
+            folder.create(settings, bundle_ids=bundle_ids)
         Store.open(folder.store_path, max_bytes=settings.max_store_bytes).close()
         return supervise(
             ingest=ingest_command(folder.path, as_json=settings.json),
-            trainer=trainer_command(folder.path, as_json=settings.json),
+            trainer=trainer_command(folder.path, as_json=settings.json, processes=processes_of_node(settings)),
+            onlookers={"dashboard": dashboard_command(folder.path, as_json=settings.json)} if seen_on.any else {},
+            memory_cure=memory_cure(settings),
             lock=lock,
             say=_say,
         )
+
+
+def check_balance(settings: TrainSettings, task: Task) -> None:
+    """Classes can be balanced only where there are some.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if settings.balance == "class" and task is not Task.TEXT_CLASSIFICATION:
+        raise UsageError(
+            f"--balance class needs classes, and the bundle's task is {task.value}",
+            cure="use --balance device, or leave it out",
+        )
+
+
+def _seen_on(settings: TrainSettings) -> WebAddresses:
+    return web_addresses(
+        dashboard=settings.dashboard, metrics=settings.metrics_address, without_login=settings.open_without_login
+    )
 
 
 def read_settings(arguments: Sequence[str]) -> TrainSettings:
@@ -93,10 +146,13 @@ def read_settings(arguments: Sequence[str]) -> TrainSettings:
     if given.get("resume") is True and isinstance(given.get("run"), str):
         former = _settings_of_run(RunFolder(Path(given["run"])), given)
         settings = resolve_settings(TrainSettings, toml_path=config, flags={**former, **flags})
+        check_loop(settings)
+        check_scale(settings)
         check_link(settings.link_choice())
         return settings
     settings = resolve_settings(TrainSettings, toml_path=config, flags=flags)
     check_train_settings(settings)
+    check_scale(settings)
     return settings
 
 

@@ -11,7 +11,7 @@ import torch
 from sf_contract.activations import NO_TARGET
 from sf_contract.codec import GROUP_CHANNELS, EncodedRows, WireCodec, needed_parameters
 from sf_contract.int4 import Int4Layout, Int4Parameters
-from sf_model.back import BackEnd, PadSide
+from sf_model.back import PadSide, Segment
 from sf_server.store.stored import StoredSample
 
 
@@ -24,12 +24,14 @@ class BatchTensors:
         mask: int64 `[batch, tokens]`, 1 for real rows.
         labels: int64 `[batch]` class indices, or int64 `[batch, tokens]` next tokens with `NO_TARGET` where none.
         tokens: real rows in the batch.
+        weights: float32 `[batch]`, what the loss of each sample's targets is multiplied by; None: by 1.
     """
 
     rows: torch.Tensor
     mask: torch.Tensor
     labels: torch.Tensor
     tokens: int
+    weights: torch.Tensor | None = None
 
 
 def decode_to_tensor(encoded: EncodedRows) -> torch.Tensor:
@@ -48,7 +50,7 @@ def decode_to_tensor(encoded: EncodedRows) -> torch.Tensor:
             return _decode_int4(rows, scales, needed_parameters(encoded.int4))
 
 
-def make_batch(samples: Sequence[StoredSample], back_end: BackEnd, device: torch.device) -> BatchTensors:
+def make_batch(samples: Sequence[StoredSample], back_end: Segment, device: torch.device) -> BatchTensors:
     """Decode, pad on the side the back end needs, and move to the device."""
     rows, mask = back_end.pad([decode_to_tensor(sample.rows) for sample in samples])
     return BatchTensors(

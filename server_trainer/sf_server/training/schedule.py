@@ -7,7 +7,8 @@ the window and the next batch in it, which is all a checkpoint needs to go on ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -58,28 +59,70 @@ class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Position(epoch=self.epoch + 1)
 
 
-def window_is_ready(available: int, *, wanted: int, complete: bool) -> bool:
-    """Whether to train on `available` new samples now, or to wait for a fuller window."""
-    return available > 0 and (complete or available >= wanted)
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a batch may hold: so many samples, and so many tokens with its padding. A longer sample goes alone."""
+
+    max_tokens: int
+    max_samples: int
+
+
+def window_size(wanted: int, *, epoch_is_known: bool, pool: bool) -> int | None:
+    """Samples of a window; None for all that the epoch has.
+
+    Args:
+        wanted: samples that are shuffled together while they arrive.
+        epoch_is_known: the first epoch has seen all samples, so later ones need not wait for any.
+        pool: False trains on one device after the other, which takes the samples of all of them first.
+    """
+    return None if epoch_is_known or not pool else wanted
+
+
+def window_is_ready(
+    available: int, *, wanted: int | None, complete: bool, waited_s: float = 0.0, deadline_s: float | None = None
+) -> bool:
+    """Whether to train on `available` new samples now, or to wait for a fuller window.
+
+    Args:
+        wanted: samples of a full window; None: all there will be.
+        complete: no more will come.
+        waited_s: seconds since training had nothing to do.
+        deadline_s: after so many of them it takes what has arrived; None: never.
+    """
+    if available == 0:
+        return False
+    is_full = wanted is not None and available >= wanted
+    is_late = deadline_s is not None and waited_s >= deadline_s
+    return complete or is_full or is_late
 
 
 def plan_batches(
-    samples: Sequence[SampleInfo], *, seed: int, position: Position, max_tokens: int, max_samples: int
+    samples: Sequence[SampleInfo], *, seed: int, position: Position, budget: Budget, pool: bool = True
 ) -> list[list[int]]:
     """Batches of `seq` numbers for one window.
 
-    All devices' samples are pooled and shuffled, sorted by length inside buckets of a few batches so that little is
-    padded, cut into batches of at most `max_samples` samples and `max_tokens` padded tokens (a longer sample goes
-    alone), and the batches are shuffled.
+    The samples of all devices are pooled and shuffled, sorted by length inside buckets of a few batches so that little is
+    padded, cut into batches, and the batches are shuffled. Without `pool` that is done for each device by itself, and
+    the devices follow one another in the order of their names: what training is like where nobody pools.
     """
     generator = np.random.default_rng([seed, position.epoch, position.after_seq])
-    shuffled = [samples[index] for index in generator.permutation(len(samples))]
-    bucket = max_samples * BATCHES_PER_BUCKET
-    batches: list[list[int]] = []
-    for start in range(0, len(shuffled), bucket):
-        by_length = sorted(shuffled[start : start + bucket], key=lambda sample: sample.tokens)
-        batches += _cut(by_length, max_tokens=max_tokens, max_samples=max_samples)
-    return [batches[index] for index in generator.permutation(len(batches))]
+    groups = [samples] if pool else _by_device(samples)
+    return [batch for group in groups for batch in _shuffled_batches(group, generator, budget)]
+
+
+def rest_of_plan(
+    batches: Sequence[list[int]], *, next_batch: int, is_done: Callable[[int], bool]
+) -> Sequence[list[int]] | None:
+    """The batches from `next_batch` on.
+
+    None when those before it are not exactly the samples that are done: then the plan is not the one that was begun,
+    because samples were deleted since, or training was resumed with other batch sizes.
+    """
+    done, rest = batches[:next_batch], batches[next_batch:]
+    fits = all(is_done(seq) for batch in done for seq in batch) and not any(
+        is_done(seq) for batch in rest for seq in batch
+    )
+    return rest if fits else None
 
 
 def learning_rate_factor(*, step: int, warmup_steps: int, progress: float) -> float:
@@ -112,12 +155,30 @@ def falling_part(*, done: int, later_done: int, samples: int, expected: int | No
     return later_done / later if later else 0.0
 
 
-def _cut(by_length: Sequence[SampleInfo], *, max_tokens: int, max_samples: int) -> list[list[int]]:
+def _by_device(samples: Sequence[SampleInfo]) -> list[list[SampleInfo]]:
+    groups: dict[str, list[SampleInfo]] = {}
+    for sample in samples:
+        groups.setdefault(sample.device, []).append(sample)
+    return [groups[device] for device in sorted(groups)]
+
+
+def _shuffled_batches(samples: Sequence[SampleInfo], generator: np.random.Generator, budget: Budget) -> list[list[int]]:
+    shuffled = [samples[index] for index in generator.permutation(len(samples))]
+    bucket = budget.max_samples * BATCHES_PER_BUCKET
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), bucket):
+        by_length = sorted(shuffled[start : start + bucket], key=lambda sample: sample.tokens)
+        batches += _cut(by_length, budget)
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def _cut(by_length: Sequence[SampleInfo], budget: Budget) -> list[list[int]]:
     batches: list[list[int]] = []
     current: list[int] = []
     for sample in by_length:
         # Sorted by length, so this sample would be the longest of the batch and sets its padded width.
-        if current and (len(current) == max_samples or (len(current) + 1) * sample.tokens > max_tokens):
+        is_wide = (len(current) + 1) * sample.tokens > budget.max_tokens
+        if current and (len(current) == budget.max_samples or is_wide):
             batches.append(current)
             current = []
         current.append(sample.seq)

@@ -8,31 +8,41 @@ is forgotten with the weights it changed, and trained again from there.
 from __future__ import annotations
 
 import enum
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-import torch
 
-from sf_contract.errors import DataError, TrainingFailed
+from sf_contract.errors import DataError, DiskFull, TrainingFailed
 from sf_contract.messages import Role
+from sf_server.scale.together import Alone
 from sf_server.settings import TrainSettings
 from sf_server.store.store import Store
-from sf_server.store.stored import SampleInfo, held_back
-from sf_server.training.checkpoints import Checkpoints, Progress, Snapshot
+from sf_server.store.stored import SampleInfo
+from sf_server.training.balance import WindowWeights
+from sf_server.training.checkpoints import BestScore, Checkpoints, Progress
+from sf_server.training.failures import Attempt, FiniteGuard, memory_by_name
 from sf_server.training.feed import Fed, Feed
 from sf_server.training.learner import Learner, StepResult
+from sf_server.training.marks import Marks
 from sf_server.training.metrics import MetricsLog
-from sf_server.training.schedule import Position, falling_part, learning_rate_factor, plan_batches, window_is_ready
+from sf_server.training.reporting import Reporter, Step
+from sf_server.training.room import RETRY_S
+from sf_server.training.saving import Saver
+from sf_server.training.schedule import (
+    Position,
+    falling_part,
+    learning_rate_factor,
+    window_is_ready,
+    window_size,
+)
+from sf_server.training.surroundings import Surroundings
 from sf_server.training.validation import Score, score_samples
+from sf_server.training.window import described, rest_of_window, train_seqs, weighted, window_samples
 
-MAX_SKIPPED_IN_A_ROW: Final = 10
+__all__ = ["Ending", "Surroundings", "Trainer"]
+
 POLL_S: Final = 0.2
-REPORT_EVERY_S: Final = 10.0
-HELD_BACK_SHOWN: Final = 3
 
 
 class Ending(enum.Enum):
@@ -42,31 +52,14 @@ class Ending(enum.Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the loop needs of the world outside.
+class Trainer:
+    """Trains a learner on a store until every sample has been seen `epochs` times.
 
     Attributes:
-        say: tells the person watching.
-        clock: seconds, monotonic.
-        stopped: True once training should save and leave.
-        wait: waits some seconds, or less when stopped.
-        train_device: where the model is.
-        feed: brings the batches; None: straight from the store.
-        prepare: called with the samples of a window before any of its batches is brought.
+        progress: where training stands.
+        last_score: of the held-out samples, with the weights that the learner has at the end; None without any.
+        published: the best epoch, where its weights were chosen at the end; None for the last one's.
     """
-
-    say: Callable[[str], None]
-    stopped: Callable[[], bool]
-    wait: Callable[[float], object]
-    train_device: torch.device
-    clock: Callable[[], float] = time.monotonic
-    feed: Feed | None = None
-    prepare: Callable[[Sequence[SampleInfo]], object] = len
-
-
-class Trainer:
-    """Trains a learner on a store until every sample has been seen `epochs` times."""
 
     def __init__(
         self,
@@ -81,112 +74,154 @@ class Trainer:
         self._learner = learner
         self._store = store
         self._settings = settings
-        self._checkpoints = checkpoints
         self._metrics = metrics
         self._around = around
+        self._together = around.together or Alone(around.wait)
         self._feed = around.feed or Feed(store, learner.back_end, around.train_device)
-        self._skipped_in_a_row = 0
-        self._saved_s = around.clock()
-        self._reported_s = around.clock()
+        self._saver = Saver(learner, checkpoints, around=around, every_s=settings.checkpoint_every_s)
+        self._reporter = Reporter(settings, store, metrics=metrics, around=around)
+        self._finite = FiniteGuard()
+        self._marks = Marks()
         self._waiting_since_s: float | None = None
         self.progress = Progress()
-        self.trained: Counter[int] = Counter()
         self.last_score: Score | None = None
+        self.published: BestScore | None = None
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint; False when there is none."""
-        snapshot = self._checkpoints.load_newest()
-        if snapshot is None:
+        restored = self._saver.restore()
+        if restored is None:
             return False
-        self.progress = snapshot.progress
-        self.trained = Counter(dict(snapshot.trained.tolist()))
-        self._learner.restore(snapshot.parameters, snapshot.optimizer)
-        torch.set_rng_state(snapshot.random)
+        self.progress, self._marks = restored
+        self._metrics.rewind(after_step=self.progress.step, after_epoch=self.progress.validated)
         return True
 
     def run(self) -> Ending:
-        """Train to the end, or until stopped; either way a checkpoint holds the result.
+        """Train to the end, or until stopped; either way a checkpoint holds the result, where there was room for one.
 
         Raises:
             DataError: the devices finished without a training sample.
-            TrainingFailed: too many steps in a row were not finite.
+            TrainingFailed: steps or weights are not finite, or memory ran out.
         """
-        while self.progress.position.epoch <= self._settings.epochs and not self._around.stopped():
-            if self.progress.position.window_is_open:
+        while not self._around.stopped() and not (self._is_complete() and not self._together.others_train()):
+            if self._is_complete():
+                self._pause()
+            elif self._validation_is_due():
+                self._validate_epoch()
+            elif self.progress.position.window_is_open:
                 self._train_window()
             elif self._epoch_is_over():
                 self._end_epoch()
             else:
                 self._open_window_or_wait()
-        self._save()
-        if self.progress.position.epoch <= self._settings.epochs:
+        is_saved = self._saver.save_or_wait(self.progress, self._marks)
+        self._metrics.flush()
+        if not (is_saved and self._is_complete()):
             return Ending.STOPPED
-        self._check_counts()
-        return Ending.DONE
+        return Ending.DONE if self._choose_published() else Ending.STOPPED
+
+    def _is_complete(self) -> bool:
+        return self.progress.position.epoch > self._settings.epochs and not self._validation_is_due()
 
     def _open_window_or_wait(self) -> None:
         """Choose the next window; while its samples have not arrived, wait a moment."""
-        position = self.progress.position
+        self._around.tidy()
+        position, now_s = self.progress.position, self._around.clock()
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s
         # Asked before the samples are listed: a device is finished only after its last sample is stored.
         complete = self.progress.stream_end > 0 or self._data_is_complete()
-        wanted = self._settings.window_samples
-        limit = None if self.progress.stream_end else wanted
-        infos = self._store.sample_infos(role=Role.TRAIN, after_seq=position.after_seq, limit=limit)
-        if window_is_ready(len(infos), wanted=wanted, complete=complete):
+        wanted, waited_s = self._window_size(), now_s - self._waiting_since_s
+        infos = self._store.sample_infos(role=Role.TRAIN, after_seq=position.after_seq, limit=wanted)
+        if not infos and self.progress.stream_end:
+            raise _nothing_left(self.progress)
+        deadline_s = self._settings.step_deadline
+        if window_is_ready(len(infos), wanted=wanted, complete=complete, waited_s=waited_s, deadline_s=deadline_s):
             self._move(position.open_window(self.progress.stream_end or infos[-1].seq))
             self._waiting_since_s = None
         else:
-            self._report_waiting(len(infos))
-            self._around.wait(POLL_S)
+            self._reporter.waiting(samples=len(infos), wanted=wanted, waited_s=waited_s)
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait a moment; a step that other nodes make meanwhile is made here too."""
+        if self._together.wait(POLL_S, self._rate_factor(), is_done=self._is_complete()):
+            self.progress = msgspec.structs.replace(self.progress, step=self.progress.step + 1)
+            self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        if self._together.save_is_due(self._saver.is_due()):
+            self._saver.save(self.progress, self._marks)
+
+    def _save_between_steps(self) -> None:
+        """Nodes save after the same step only, so where there are several, all do after the next one."""
+        if self._together.nodes == 1:
+            self._saver.save(self.progress, self._marks)
+        else:
+            self._together.save_is_due(True)
 
     def _train_window(self) -> None:
         """Train on the rest of the open window; stops between batches when asked to."""
         position = self.progress.position
-        samples = self._window_samples(position)
-        self._around.prepare(samples)
-        for batch in self._feed.batches(self._window_batches(samples)[position.next_batch :]):
-            if self._around.stopped():
+        samples = window_samples(self._store, position, limit=self._window_size())
+        weights = WindowWeights(samples, self._settings.balance)
+        batches, said = rest_of_window(samples, self._settings, position, self._marks)
+        if said is not None:
+            self._around.say(said)
+        attempt = Attempt(f"before step {self.progress.step + 1}")
+        with memory_by_name(self._settings, attempt):
+            if not self._prepared(samples):
                 return
-            self._guard_finite(self._train_batch(batch))
-            if self._around.clock() - self._saved_s >= self._settings.checkpoint_every_s:
-                self._save()
+            for batch in self._feed.batches(batches):
+                if self._around.stopped():
+                    return
+                attempt.what = f"in step {self.progress.step + 1}, on a batch of {described(batch)}"
+                result = self._train_batch(weighted(batch, weights))
+                self._finite.look_at(result, saved_step=self._saver.saved_step)
+                self._save_if_due()
         self._move(self.progress.position.window_done())
 
-    def _window_samples(self, position: Position) -> list[SampleInfo]:
-        infos = self._store.sample_infos(role=Role.TRAIN, after_seq=position.after_seq)
-        return [info for info in infos if info.seq <= position.upto_seq]
-
-    def _window_batches(self, samples: Sequence[SampleInfo]) -> list[list[int]]:
-        return plan_batches(
-            samples,
-            seed=self._settings.seed,
-            position=self.progress.position,
-            max_tokens=self._settings.batch_tokens,
-            max_samples=self._settings.batch_samples,
+    def _window_size(self) -> int | None:
+        return window_size(
+            self._settings.window_samples, epoch_is_known=self.progress.stream_end > 0, pool=self._settings.pool
         )
+
+    def _prepared(self, samples: Sequence[SampleInfo]) -> bool:
+        """Prepare samples, once there is room for what that writes; False when stopped before."""
+        while not self._around.stopped():
+            try:
+                self._around.prepare(samples)
+            except DiskFull as problem:
+                self._around.say(f"{problem.one_line()} Training waits; tried again every {RETRY_S:g} s")
+                self._around.wait(RETRY_S)
+            else:
+                return True
+        return False
 
     def _train_batch(self, batch: Fed) -> StepResult:
         before = self.progress
         began_s = self._around.clock()
         factor = self._rate_factor()
         result = self._learner.step(batch.tensors, rate_factor=factor)
-        self.trained.update(batch.seqs)
+        self._mark(batch.seqs)
         later = before.position.epoch > 1
         self.progress = msgspec.structs.replace(
             before,
             step=before.step + 1,
             position=before.position.batch_done(),
+            samples_trained=before.samples_trained + len(batch.seqs),
             later_done=before.later_done + (len(batch.seqs) if later else 0),
             skipped_steps=before.skipped_steps + result.was_skipped,
             tokens=before.tokens + batch.tensors.tokens,
         )
-        self._log_step(result, batch, factor, seconds=self._around.clock() - began_s)
+        step = Step(batch=batch, result=result, rate_factor=factor, seconds=self._around.clock() - began_s)
+        self._reporter.step(self.progress, step)
         return result
 
     def _rate_factor(self) -> float:
         progress = self.progress
         falling = falling_part(
-            done=self.trained.total(),
+            done=progress.samples_trained,
             later_done=progress.later_done,
             samples=progress.samples,
             expected=self._settings.expect_samples,
@@ -205,120 +240,124 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         progress = self.progress
-        if not self.trained:
+        if not progress.samples_trained and self._together.nodes == 1:
             raise DataError(
                 "the devices have finished, and none of them sent a training sample",
                 cure="check the devices' --data and --role, and their reports of skipped rows",
             )
         if not progress.stream_end:
             progress = msgspec.structs.replace(
-                progress, stream_end=progress.position.after_seq, samples=len(self.trained)
+                progress, stream_end=progress.position.after_seq, samples=progress.samples_trained
             )
-        epoch = progress.position.epoch
+        self._check_marks(progress)
         self.progress = msgspec.structs.replace(progress, position=progress.position.next_epoch())
-        self._save()
-        score = self.last_score = self.validate() if self._settings.validate else None
+        self._marks = Marks()
+        self._save_between_steps()
+        if not self._validation_is_due():
+            self._say_epoch_done(None)
+
+    def _validation_is_due(self) -> bool:
+        """After an epoch, from the checkpoint that was saved before; so also after being killed in between."""
+        position = self.progress.position
+        is_between_epochs = position == Position(epoch=position.epoch)
+        return self._settings.validate and is_between_epochs and self.progress.validated < position.epoch - 1
+
+    def _validate_epoch(self) -> None:
+        epoch = self.progress.position.epoch - 1
+        score = self.validate()
+        if self._around.stopped():
+            return
+        if score is not None and not self._keep_if_best(score, epoch):
+            return
+        self.last_score = score
+        self.progress = msgspec.structs.replace(self.progress, validated=epoch)
         if score is not None:
-            self._metrics.write({"kind": "validation", "epoch": epoch, "step": progress.step, **score.as_dict()})
+            entry = {"kind": "validation", "epoch": epoch, "step": self.progress.step}
+            self._metrics.write({**entry, **score.as_dict()})
+            self._save_between_steps()
+        self._say_epoch_done(score)
+
+    def _keep_if_best(self, score: Score, epoch: int) -> bool:
+        reached = BestScore(
+            epoch=epoch,
+            step=self.progress.step,
+            samples=score.samples,
+            loss=score.whole.loss,
+            accuracy=score.whole.accuracy,
+        )
+        is_needed = self._settings.publish == "best"
+        return self._saver.keep_if_best(self.progress, self._marks, reached, is_needed=is_needed)
+
+    def _say_epoch_done(self, score: Score | None) -> None:
+        progress = self.progress
         said = "" if score is None else f"; held-out samples: {score.one_line()}"
-        self._around.say(f"epoch {epoch} of {self._settings.epochs} done after {progress.step} steps{said}")
+        self._around.say(
+            f"epoch {progress.position.epoch - 1} of {self._settings.epochs} done after {progress.step} steps{said}"
+        )
 
     def validate(self) -> Score | None:
-        """Score on the samples that the devices held out; None when there are none."""
+        """Score on the samples that the devices held out; None when there are none. Stopped, it is of no use."""
         infos = self._store.sample_infos(role=Role.VALIDATION)
-        if not infos:
+        if not infos or not self._prepared(infos):
             return None
-        return score_samples(
-            self._learner.back_end,
-            self._store,
-            infos,
-            device=self._around.train_device,
-            max_tokens=self._settings.batch_tokens,
-        )
+        with memory_by_name(self._settings, Attempt(f"while the {len(infos)} held-out samples were scored")):
+            return score_samples(
+                self._learner.back_end,
+                self._around.source or self._store,
+                infos,
+                device=self._around.train_device,
+                max_tokens=self._settings.batch_tokens,
+                stopped=self._around.stopped,
+            )
+
+    def _choose_published(self) -> bool:
+        """The learner keeps the weights of the last epoch, or gets those of the best one; False when stopped in between."""
+        if self._settings.publish == "best":
+            self.published = self._saver.take_best()
+            if self.published is None:
+                self._around.say("--publish best: no samples were held out, so the last epoch is published")
+            else:
+                self.last_score = None
+                self._around.say(
+                    f"the weights of epoch {self.published.epoch} did best on the held-out samples "
+                    f"(loss {self.published.loss:.4f}) and are published"
+                )
+        if self.last_score is None and self._settings.validate:
+            self.last_score = self.validate()
+            return not self._around.stopped()
+        return True
 
     def _data_is_complete(self) -> bool:
         counts = self._store.counts()
         if self._settings.expect_devices is not None:
-            return counts.finished_devices >= self._settings.expect_devices
-        return counts.train_samples >= (self._settings.expect_samples or 0)
+            return counts.devices_settled >= self._settings.expect_devices
+        return counts.train_samples_arrived >= (self._settings.expect_samples or 0)
 
-    def _guard_finite(self, result: StepResult) -> None:
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.was_skipped else 0
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingFailed(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row gave no finite gradient (last loss {result.loss})",
-                cure="lower --learning-rate, or use --dtype fp32; the last checkpoint is intact",
-            )
+    def _mark(self, seqs: Sequence[int]) -> None:
+        twice = self._marks.add(seqs)
+        if twice is not None:
+            raise _miscounted(f"sample {twice} was trained twice in epoch {self.progress.position.epoch}")
 
-    def _check_counts(self) -> None:
-        epochs = self._settings.epochs
-        wrong = {seq: times for seq, times in self.trained.items() if times != epochs}
-        if wrong:
-            seq, times = next(iter(wrong.items()))
-            raise TrainingFailed(
-                f"{len(wrong)} samples were not trained exactly {epochs} times: sample {seq} was trained {times} times",
-                cure="please report this with the run's metrics.jsonl; the store and the adapter are intact",
-            )
+    def _check_marks(self, progress: Progress) -> None:
+        """Every sample that the store still has was trained on in this epoch; none was twice, see `_mark`."""
+        left = next(
+            (seq for seq in train_seqs(self._store, upto_seq=progress.stream_end) if seq not in self._marks), None
+        )
+        if left is not None:
+            raise _miscounted(f"sample {left} was not trained on in epoch {progress.position.epoch}")
 
     def _move(self, position: Position) -> None:
         self.progress = msgspec.structs.replace(self.progress, position=position)
 
-    def _save(self) -> None:
-        self._checkpoints.save(
-            Snapshot(
-                progress=self.progress,
-                parameters=dict(self._learner.parameters),
-                optimizer=self._learner.optimizer_state(),
-                random=torch.get_rng_state(),
-                trained=torch.tensor(sorted(self.trained.items()), dtype=torch.int64).reshape(-1, 2),
-            )
-        )
-        self._saved_s = self._around.clock()
 
-    def _log_step(self, result: StepResult, batch: Fed, rate_factor: float, *, seconds: float) -> None:
-        progress = self.progress
-        tokens = batch.tensors.tokens
-        self._metrics.write(
-            {
-                "kind": "step",
-                "step": progress.step,
-                "epoch": progress.position.epoch,
-                "loss": result.loss,
-                "gradient_norm": result.gradient_norm,
-                "rate_factor": rate_factor,
-                "samples": len(batch.seqs),
-                "tokens": tokens,
-                "seconds": seconds,
-                "skipped": result.was_skipped,
-                "samples_trained": sum(self.trained.values()),
-            }
-        )
-        if self._report_is_due():
-            self._around.say(
-                f"epoch {progress.position.epoch} of {self._settings.epochs}, step {progress.step}, "
-                f"loss {result.loss:.4f}, {tokens / max(seconds, 1e-9):.0f} tokens/s"
-            )
+def _miscounted(what: str) -> TrainingFailed:
+    return TrainingFailed(
+        what, cure="please report this with the run's metrics.jsonl; the store and the last checkpoint are intact"
+    )
 
-    def _report_waiting(self, waiting_samples: int) -> None:
-        now_s = self._around.clock()
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s
-        if now_s - self._waiting_since_s < REPORT_EVERY_S or not self._report_is_due():
-            return
-        counts, held = self._store.counts(), held_back(self._store.device_summaries())
-        expected = self._settings.expect_devices
-        devices = (
-            f"{counts.finished_devices} of {expected} devices" if expected else f"{counts.finished_devices} devices"
-        )
-        self._around.say(
-            f"waiting for samples since {now_s - self._waiting_since_s:.0f} s: {counts.train_samples} stored, "
-            f"{waiting_samples} of {self._settings.window_samples} for the next window, {devices} finished"
-            + "".join(f"; {device}" for device in held[:HELD_BACK_SHOWN])
-        )
 
-    def _report_is_due(self) -> bool:
-        now_s = self._around.clock()
-        if now_s - self._reported_s < REPORT_EVERY_S:
-            return False
-        self._reported_s = now_s
-        return True
+def _nothing_left(progress: Progress) -> DataError:
+    return DataError(
+        f"all {progress.samples} training samples were removed from the store; epoch {progress.position.epoch} has none left",
+        cure="start a new run: what was learned from them is in the last checkpoint",
+    )

@@ -1,0 +1,1 @@
+"""What comparisons of trainings share: samples, who holds them, runs of the trainer, a centralised control, judging."""

@@ -1,0 +1,1 @@
+"""The dashboard: one page about one run, on loopback, without login and without any way to change something."""
