@@ -32,6 +32,7 @@ COMMANDS: Final = {
         "sf_bench.studies.command", "causal-lm behind a cut against centralised LoRA", "run_completions"
     ),
     "overlap": Command("sf_bench.overlap.command", "computing once while the server trains, against taking turns"),
+    "training": Command("sf_bench.training.command", "a training step against Hugging Face Trainer with PEFT"),
     "soak": Command("sf_bench.soak.command", "memory and open files of a server under devices that keep sending"),
     "kernels": Command("sf_bench.kernels_command", "what ONNX Runtime's matrix products can reach on this processor"),
     "arm": Command("sf_bench.arm.command", "front ends on EMULATED ARM processors: instructions and self-test"),

@@ -1,4 +1,4 @@
-"""Opening the pieces of a run: bundle, base model, back end; and, once trained, the adapter."""
+"""Opening the pieces of a run: bundles, base model, back end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from sf_contract.int4 import Int4Parameters
 from sf_contract.manifest import BaseModel
 from sf_model.back import BackEnd
 from sf_model.checkpoint import Checkpoint, LoadedModel, check_same_base, load_model, open_checkpoint
-from sf_server.bundles import cut_of, first_lora_layer, int4_by_bundle, open_run_bundles
+from sf_server.bundles import first_lora_layer, int4_by_bundle, open_run_bundles
 from sf_server.run_folder import RunFolder
 from sf_server.settings import TrainSettings
-from sf_server.training.lora import load_adapter
 
 Say = Callable[[str], None]
 
@@ -67,9 +66,9 @@ class Pieces:
             seed=self.settings.seed,
         )
 
-    def back_end(self, model: LoadedModel, *, entered_at: int | None = None) -> BackEnd:
-        """The model from a layer on, by default from the first with LoRA, on the compute device; the model is used up."""
-        back_end = BackEnd(model.model, entered_at or self.first_layer)
+    def back_end(self, model: LoadedModel) -> BackEnd:
+        """The model from the first layer with LoRA on, on the compute device; the model is used up."""
+        back_end = BackEnd(model.model, self.first_layer)
         back_end.to(self.device)
         return back_end
 
@@ -102,22 +101,6 @@ def open_pieces(run: Path, *, model: str | None = None, say: Say = lambda _: Non
         device=device,
         dtype=choose_dtype(settings.dtype, device),
     )
-
-
-def trained_back_end(pieces: Pieces, *, cut: int | None = None) -> BackEnd:
-    """The back end with the run's published adapter, ready to evaluate rows as they come from a device.
-
-    Args:
-        cut: the device's cut; None for that of `pieces.bundle`. The layers up to the first one with LoRA compute as they
-            are, so rows of any cut can be evaluated without being lifted first.
-
-    Raises:
-        MismatchError: the run has published no adapter yet.
-    """
-    back_end = pieces.back_end(pieces.load_model(), entered_at=cut or cut_of(pieces.bundle))
-    load_adapter(back_end, pieces.folder.adapter_path)
-    back_end.to(pieces.device)
-    return back_end
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -54,7 +54,7 @@ def files(comparison_data) -> list[object]:
 
 @pytest.fixture
 def one_class_files(files, comparison_bundle) -> list[object]:
-    return ["--bundle", comparison_bundle("exact", *LABELS, *EXACT), *files]
+    return ["--bundle", two_cuts(comparison_bundle)[1], *files]
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +81,11 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     ]
 
 
+def two_cuts(comparison_bundle) -> list[Path]:
+    """Bundles of cuts 1 and 2."""
+    return sorted(comparison_bundle("cuts", *LABELS, *EXACT, cuts="1,2").iterdir())
+
+
 def cell(work: Path, way: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((work / f"{way}-seed0.json").read_text(encoding="utf-8"))
     return found
@@ -91,7 +96,7 @@ def test_centralised_training_is_the_same_training_and_devices_kept_apart_are_no
 ):
     """On exact rows pooled and central differ by rounding only: same samples, batches, steps, rates and first weights."""
     work, written = tmp_path / "work", tmp_path / "results" / "one-class"
-    bundle = comparison_bundle("exact", *LABELS, *EXACT)
+    bundle = two_cuts(comparison_bundle)[1]
     options = ["--samples", 64, "--epochs", 2, "--batch-samples", 8, "--learning-rate", 0.01, "--seeds", 0]
     done = bench("one-class", "--bundle", bundle, *files, "--work", work, *options, "--report", written)
     ways = {line["way"]: line for line in done.report["ways"]}
@@ -110,8 +115,7 @@ def test_centralised_training_is_the_same_training_and_devices_kept_apart_are_no
 
 def test_every_cut_of_a_mixed_run_answers_as_the_adapter_alone(tmp_path, bench, files, comparison_bundle):
     """The bundles are exact, so all of them and the whole model with the published adapter compute the same function."""
-    folder = comparison_bundle("cuts", *LABELS, *EXACT, cuts="1,2")
-    bundles = [option for bundle in sorted(folder.iterdir()) for option in ("--bundle", bundle)]
+    bundles = [option for bundle in two_cuts(comparison_bundle) for option in ("--bundle", bundle)]
     done = bench("cuts", *bundles, *files, "--work", tmp_path, "--quick", "--learning-rate", 0.01)
     report = done.report
     assert [(line["way"], line["split_layer"]) for line in report["devices"]] == [
@@ -139,10 +143,8 @@ def test_completions_behind_an_exact_front_end_are_learned_and_answered_as_centr
     assert answers["same"] == answers["tokens"]
 
 
-def test_finished_cells_are_not_computed_again_and_other_settings_are_refused(
-    tmp_path, bench, files, comparison_bundle
-):
-    argv = ["one-class", "--bundle", comparison_bundle("exact", *LABELS, *EXACT), *files, "--work", tmp_path, "--quick"]
+def test_finished_cells_are_not_computed_again_and_other_settings_are_refused(tmp_path, bench, one_class_files):
+    argv = ["one-class", *one_class_files, "--work", tmp_path, "--quick"]
     first = bench(*argv, "--ways", "pooled")
     again = bench(*argv, "--ways", "pooled")
     assert again.report == first.report
@@ -168,8 +170,7 @@ def test_mistakes_are_told_with_a_cure(tmp_path, bench, one_class_files, options
     assert not (tmp_path / "work").exists()
 
 
-def test_one_bundle_is_no_mixture(tmp_path, bench, files, comparison_bundle):
-    bundle = comparison_bundle("exact", *LABELS, *EXACT)
-    done = bench("cuts", "--bundle", bundle, *files, "--work", tmp_path)
+def test_one_bundle_is_no_mixture(tmp_path, bench, one_class_files):
+    done = bench("cuts", *one_class_files, "--work", tmp_path)
     assert done.code == UsageError.exit_code
     assert "different cuts" in done.err

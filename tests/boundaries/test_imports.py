@@ -18,6 +18,7 @@ HEAVY = ("torch", "transformers", "peft", "onnx", "datasets", "pandas", "rich", 
 WITHOUT_TORCH = (
     "sf_server.ingest.process",
     "sf_server.supervision.supervisor",
+    "sf_server.seeing.process",
     "sf_server.store.store",
     "sf_server.main",
 )
@@ -96,9 +97,14 @@ def test_every_heavy_library_has_one_named_door():
         "prometheus_client": {"sf_server/seeing/prometheus.py"},
         "rich": {"sf_server/seeing/table.py", "sf_server/seeing/status_command.py"},
         "tensorboardX": {"sf_server/seeing/tensorboard.py"},
-        "peft": {"sf_server/training/lora.py"},
+        "peft": {
+            "sf_server/training/lora.py",
+            "sf_bench/quality/central.py",
+            "sf_bench/training/hugging_face.py",
+        },
         "optimum": {"sf_model/config_view.py"},
         "tokenizers": {"sf_contract/tokenizer.py"},
+        "uvicorn": {"sf_server/seeing/dashboard/serving.py"},
         "nacl": {"sf_contract/signing.py", "sf_contract/link_keys.py"},
     }
     root = Path(__file__).parents[2]

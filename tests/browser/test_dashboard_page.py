@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from support.seen_run import SeenRun
@@ -24,7 +25,7 @@ HOSTILE = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
 STAYS_S = 3600.0
 """A device that was last heard so far in the future is never gone."""
 
-LONG = "a-device-whose-name-is-as-long-as-names-may-be-and-has-no-place-to-break-" * 2
+LONG = "adevicewhosenameisaslongasnamesmaybeandhasnoplacetobreak" * 3
 
 CONTRASTS = """
 const channel = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
@@ -234,6 +235,23 @@ def test_a_thousand_devices_are_shown_page_by_page_and_found_by_name(browser, tm
     run.close()
 
 
+def test_a_page_that_is_left_holds_no_connection_and_one_that_is_come_back_to_lives_again(browser, run, tmp_path):
+    """Browsers keep a page that was left, and allow only six connections to a server: a few reloads would use them up."""
+    with served(run.path, tmp_path / "log") as (url, command):
+        server = psutil.Process(command.process.pid)
+        browser.open(url)
+        browser.run("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+        command.wait_until(lambda: _established(server) == 0, "end of the connection", timeout_s=PATIENCE_S)
+        run.hello("pi-13", now_s=time.time())
+        browser.run("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+        browser.until("return document.getElementById('devices-count').textContent === '5 devices'", "the new state")
+        assert browser.text("link-text") == "live"
+
+
+def _established(process: psutil.Process) -> int:
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections(kind="tcp"))
+
+
 def test_a_server_that_is_gone_is_said_with_the_time_and_its_return_is_noticed(browser, run, tmp_path):
     with served(run.path, tmp_path / "log") as (url, command):
         browser.open(url)
@@ -262,6 +280,7 @@ def test_a_run_that_is_stopped_with_its_dashboard_is_shown_as_stopped(browser, t
         assert found is not None
         browser.open(found[0])
         assert browser.text("state-title") == "Waiting for samples"
+        assert "0 of 256 samples for the next steps are here; 0 of 1 device have" in browser.text("state-detail")
         process.send_signal(signal.SIGTERM)
         browser.until("return document.getElementById('state-title').textContent === 'Stopped'", "the last word")
         assert process.wait(PATIENCE_S) == -signal.SIGTERM

@@ -63,6 +63,7 @@ def test_types_change_behind_the_first_separator():
     assert token_types(ids, 2).tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]]
 
 
+@pytest.mark.slow
 def test_a_device_computes_the_rows_of_the_pair_with_token_types(pair_bundle, bert):
     """Independent reference: Transformers' own tokenizer, called with two texts, and the whole model."""
     bundle = open_bundle(pair_bundle)
@@ -79,11 +80,13 @@ def test_a_device_computes_the_rows_of_the_pair_with_token_types(pair_bundle, be
     assert np.abs(untyped - wanted).max() > 0.05, "types do not matter here"
 
 
+@pytest.mark.slow
 def test_the_self_test_holds_a_pair_so_that_a_front_end_without_types_fails_it(pair_bundle):
     ids = open_bundle(pair_bundle).manifest.self_test.token_ids
     assert any(2 in sequence[:-1] for sequence in ids)
 
 
+@pytest.mark.slow
 def test_the_format_of_the_bundle_is_the_usual_one(pair_bundle):
     manifest = open_bundle(pair_bundle).manifest
     assert (manifest.format_version, manifest.task.task) == (1, "text-classification")
@@ -128,6 +131,7 @@ def test_pairs_that_cannot_be_are_refused_before_a_model_is_opened(tmp_path, set
         export_tiny(Path(given.pop("model")), tmp_path / "out", **given)
 
 
+@pytest.mark.slow
 def test_a_run_of_pairs_answers_as_the_merged_model_with_the_usual_tokenizer_call(pair_bundle, bert, tmp_path):
     """The user's end: `from_pretrained`, `tokenizer(a, b)`, nothing of ours."""
     from sf_contract.records import Row
@@ -152,6 +156,7 @@ def test_a_run_of_pairs_answers_as_the_merged_model_with_the_usual_tokenizer_cal
     assert float((wanted - untyped).abs().max()) > 1e-3, "types do not matter here"
 
 
+@pytest.mark.slow
 def test_rows_of_mrpc_converted_by_their_owner_become_pairs(pair_bundle, tmp_path):
     """Real sentences: quotes, commas and all, as JSON Lines and as CSV; both give the same ids."""
     source = Path(__file__).parents[2].parent / "shared" / "data" / "mrpc" / "validation.parquet"

@@ -247,6 +247,7 @@ def test_blocks_compute_no_padding_and_the_model_gets_its_batch_back() -> None:
     assert shapes[1:] == [(len(LENGTHS), max(LENGTHS))]
 
 
+@torch.no_grad()
 def test_a_batch_without_padding_is_computed_as_it_is() -> None:
     case = Case("qwen2", Task.CAUSAL_LM)
     rows, mask = case.back_end.pad(probe_rows(case.back_end, (6, 6)))

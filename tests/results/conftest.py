@@ -15,6 +15,13 @@ from support.tiny_models import WORDS
 LABELS = ("off", "on", "dim")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Exporting the bundles takes seconds, so every test that needs them is slow."""
+    for item in items:
+        if "tiny_bundles" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundles(tmp_path_factory, tiny_model) -> list[Path]:
     """Bundles for completing prompts, with cuts 1 and 3."""
@@ -41,6 +48,12 @@ def texts() -> list[str]:
     """Twenty texts of one to nine words."""
     words = itertools.cycle(WORDS)
     return [" ".join(itertools.islice(words, 1 + n % 9)) for n in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands take all cores unless told otherwise, and would fight over them with the tests beside these."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
 
 
 @pytest.fixture

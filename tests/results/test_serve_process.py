@@ -71,8 +71,9 @@ def _ask(address: str, keys: Path, name: str, bundle: Path, log: Path, *more: ob
 
 
 def test_four_devices_of_two_cuts_at_once_get_the_answers_of_the_server_alone(
-    address, keys, classifying_run, texts, labelled_file, tmp_path
+    address, keys, classifying_run, labelled_file, tmp_path
 ):
+    texts = [json.loads(line)["text"] for line in labelled_file.read_text().splitlines()]
     bundles = [classifying_run.bundles[n % 2] for n in range(len(DEVICES))]
     with ExitStack() as running:
         asking = [

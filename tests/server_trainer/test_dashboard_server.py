@@ -85,7 +85,8 @@ def test_programs_get_the_state_the_metrics_and_a_sign_of_life(url: str) -> None
     assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert b"splitfrozen_" in metrics.body
     assert ask(url, "/healthz").body == b"ok\n"
-    assert ask(url, "/healthz", method="HEAD").body == b""
+    assert ask(url, "/healthz", method="HEAD").status == 200
+    assert ask(url, "/events", method="HEAD").status == 405
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
@@ -143,7 +144,8 @@ def test_only_so_many_pages_may_be_open_and_one_that_leaves_makes_room(url: str)
     opened = [Events(url) for _ in range(MAX_VIEWERS)]
     try:
         assert [events.next()[0] for events in opened] == ["state"] * MAX_VIEWERS
-        assert ask(url, "/events").status == 503
+        with Events(url) as refused:
+            assert refused.status == 503
         assert ask(url, "/state.json").status == 200
         opened.pop().close()
         deadline_s = time.monotonic() + PATIENCE_S

@@ -28,7 +28,7 @@ EMPTY = RunState(
     taken_s=1.0,
     phase=Phase.WAITING,
     run=RunInfo(
-        folder="run", base_model="m", task="t", labels=(), epochs=1, expect_devices=1, expect_samples=None,
+        folder="run", base_model="m", task="t", labels=(), epochs=1, expect_devices=1, expect_samples=None, window_samples=1,
         learning_rate=0.1, address=None, bundles=(),
     ),
     progress=ProgressState(),

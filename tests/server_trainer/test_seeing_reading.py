@@ -182,7 +182,7 @@ def test_steps_that_come_again_between_two_looks_are_counted_once(tmp_path: Path
     with path.open("r+") as stream:
         stream.truncate(len(line(1)) * 3)
         stream.seek(0, 2)
-        stream.writelines("  " + line(step) for step in range(4, 13))
+        stream.writelines(20 * " " + line(step) for step in range(4, 13))
     assert tail.follow().tokens == 120
     tail.close()
 

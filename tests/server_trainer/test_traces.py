@@ -48,7 +48,12 @@ def test_every_page_of_a_sample_leaves_a_trace() -> None:
 
 def test_bytes_that_anybody_may_have_are_no_trace() -> None:
     assert traces_of(bytes(BLOCK_BYTES) + b"\x01" * BLOCK_BYTES) == []
-    assert traces_of(bytes(100) + bytes(412) + _noise(1, BLOCK_BYTES))[0] in _noise(1, BLOCK_BYTES)
+    assert traces_of(_noise(1, 3000) + bytes(1000)) == [_noise(1, 3000)[-40:-24]]
+
+
+def test_a_trace_is_taken_from_the_end_where_texts_that_begin_alike_differ() -> None:
+    assert traces_of(_noise(1, 300)) == [_noise(1, 300)[-TRACE_BYTES:]]
+    assert traces_of(_noise(1, TRACE_BYTES - 1)) == []
 
 
 def test_no_trace_is_found_where_none_is_looked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sf_contract.errors import TrainingFailed
+from sf_contract.errors import DiskFull, TrainingFailed
 from sf_contract.messages import Role
 from sf_server.store.store import Store
 from sf_server.training.failures import is_out_of_memory
@@ -125,6 +126,39 @@ def test_a_checkpoint_is_there_before_the_validation_begins(store, new_harness):
     assert snapshot is not None
     assert snapshot.progress == trainer.progress
     assert snapshot.progress.position.epoch == 2
+
+
+def test_a_validation_that_was_done_is_not_done_again(store, new_harness):
+    harness = new_harness(checkpoint_every_s=80_000)
+    trainer = harness.trainer()
+    step = trainer._learner.step
+
+    def killed_in_the_second_epoch(*args, **named):
+        if trainer.progress.position.epoch == 2:
+            pytest.fail("killed here")
+        return step(*args, **named)
+
+    trainer._learner.step = killed_in_the_second_epoch
+    with pytest.raises(pytest.fail.Exception, match="killed here"):
+        trainer.run()
+    again = harness.trainer()
+    assert again.restore()
+    assert (again.progress.position.epoch, again.progress.validated) == (2, 1)
+
+
+def test_what_preparing_finds_no_room_for_is_waited_for(store, new_harness):
+    harness = new_harness(epochs=1, validate=False)
+    waits: list[float] = []
+    trainer = harness.trainer(on_wait=lambda: waits.append(RETRY_S))
+
+    def prepare(samples):
+        if len(waits) < 3:
+            raise DiskFull("there is no room for lifted samples", cure="free some space")
+
+    trainer._around = dataclasses.replace(trainer._around, prepare=prepare)
+    harness.finish(trainer)
+    assert len(waits) == 3
+    assert set(harness.feed.trained.values()) == {1}
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(store, new_harness):

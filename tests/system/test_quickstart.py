@@ -78,8 +78,9 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_trainers_logits(demo, cap
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from sf_server.pieces import open_pieces, trained_back_end
+    from sf_server.pieces import open_pieces
     from sf_server.results.text_front import FrontKind, open_text_front
+    from sf_server.results.trained import TrainedModel
     from sf_server.training.batch_tensors import decode_to_tensor
 
     adapter = demo / "run" / "adapter"
@@ -89,8 +90,8 @@ def test_the_adapter_loads_in_plain_peft_and_gives_the_trainers_logits(demo, cap
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
 
     pieces = open_pieces(demo / "run")
-    back_end = trained_back_end(pieces)
-    rows_of = open_text_front(pieces, FrontKind.FP32)
+    back_end = TrainedModel(pieces).back_end(pieces.bundle)
+    rows_of = open_text_front(pieces, FrontKind.FP32, pieces.bundle)
     texts = [json.loads(line)["text"] for line in (demo / "validation.jsonl").read_text().splitlines()[:24]]
     gaps = []
     for text in texts:

@@ -16,8 +16,8 @@ CONFIDENCE = 0.95
 _TAIL_STEPS = 20_000
 
 
-HOW = """A pair is compared on the same validation samples and seeds; a seed fixes the training phrases, their order and all new
-weights, so that only the rows differ. The mean is over seeds. Interval over samples: per validation sample the difference
+HOW = """A pair is compared on the same validation samples and seeds; a seed fixes the training samples, the order they arrive
+in and all new weights, for every arm alike. The mean is over seeds. Interval over samples: per validation sample the difference
 (right = 100, wrong = 0 points) is averaged over the seeds; Student's 95 % interval of the mean of these values. Interval
 over seeds: Student's 95 % interval of the mean of the seeds' differences."""
 

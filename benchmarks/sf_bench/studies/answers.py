@@ -1,13 +1,9 @@
-"""Greedy answers of a trained adapter, held against the merged model behind the same front end.
-
-The merged model is not asked to write the answer again: it reads prompt and answer once, and at every place its most likely
-token must be the one that follows. By induction that is the same as writing it greedily itself.
-"""
+"""Greedy answers of a trained adapter, held against the merged model's behind the same front end, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Annotated
 
 import msgspec
@@ -21,6 +17,7 @@ from sf_contract.activations import NO_TARGET
 from sf_contract.samples import TokenizedSample
 from sf_model.back import BackEnd
 from sf_model.checkpoint import load_model
+from sf_server.results.generation import Ending, Generator, StopReason
 from sf_server.run_folder import RunFolder
 from sf_server.training.batch_tensors import decode_to_tensor
 from sf_server.training.lora import merge
@@ -32,9 +29,9 @@ class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What became of some prompts.
 
     Attributes:
-        tokens: of every answer.
-        same: of every answer, those that the merged model would have written too, up to the first that differs.
-        widest_gap: where tokens differ, by how much the merged model's own logit was larger at most; 0 where none does.
+        tokens: of every answer, the one that ends it included.
+        same: of every answer, those before the first that the merged model wrote differently.
+        widest_gap: where they part, by how much the merged model's own token was ahead at most, in logits; 0 where none do.
     """
 
     tokens: Annotated[tuple[int, ...], Meta(min_length=1)]
@@ -47,61 +44,52 @@ class Answers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(ours == theirs for ours, theirs in zip(self.tokens, self.same, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Tokens until the first difference, and the gap there."""
-
-    same: int
-    gap: float
-
-
 def prompts_of(samples: Sequence[TokenizedSample], count: int) -> list[Ids]:
     """Token ids of the first prompts, without their completions."""
     return [_prompt(sample) for sample in samples[:count]]
 
 
 def compare_answers(opened: Opened, run: RunFolder, prompts: Sequence[Ids], *, rows_of: RowsOf) -> Answers:
-    """Answer greedily with the adapter, and check with the merged model."""
-    settings, bundle = opened.settings, opened.deepest
-    with_adapter = adapted_back_end(
-        opened.checkpoint, bundle, run.adapter_path, dtype=torch.float32, device=opened.device
-    )
-    end = bundle.manifest.task.end_token_id
-    answers = [
-        greedy(next_logits(with_adapter, rows_of), prompt, end=end, most=settings.new_tokens) for prompt in prompts
-    ]
-    del with_adapter
-    spec = bundle.manifest.task
+    """Answer greedily with the adapter, and with the merged model; both through what `sf-server generate` runs."""
+    bundle = opened.deepest
+    spec, most = bundle.manifest.task, opened.settings.new_tokens
+
+    def answers_of(back_end: BackEnd) -> list[Ids]:
+        max_tokens = bundle.manifest.geometry.max_tokens
+        generator = Generator(rows_of, back_end, device=opened.device, max_tokens=max_tokens)
+        return [greedy(generator, prompt, end=spec.end_token_id, most=most) for prompt in prompts]
+
+    adapter = run.adapter_path
+    ours = answers_of(adapted_back_end(opened.checkpoint, bundle, adapter, dtype=torch.float32, device=opened.device))
     whole = load_model(opened.checkpoint, task=spec.task, dtype=torch.float32, labels=spec.labels).model
-    merged = BackEnd(merge(whole, run.adapter_path), bundle.manifest.geometry.split_layer)
-    checks = [check(merged, rows_of, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    return Answers(
-        tokens=tuple(len(answer) for answer in answers),
-        same=tuple(found.same for found in checks),
-        widest_gap=max(found.gap for found in checks),
-    )
+    merged = BackEnd(merge(whole, adapter), bundle.manifest.geometry.split_layer)
+    theirs = answers_of(merged)
+    same = [same_tokens(one, other) for one, other in zip(ours, theirs, strict=True)]
+    parted = [
+        gap_at(merged, rows_of, (*prompt, *answer[:until]), answer[until])
+        for prompt, answer, until in zip(prompts, ours, same, strict=True)
+        if until < len(answer)
+    ]
+    return Answers(tokens=tuple(map(len, ours)), same=tuple(same), widest_gap=max(parted, default=0.0))
 
 
-def greedy(logits_after: Callable[[Ids], torch.Tensor], prompt: Ids, *, end: int | None, most: int) -> Ids:
-    """The most likely token, again and again, until the text ends or is long enough."""
-    answer: Ids = ()
-    while len(answer) < most and (end is None or end not in answer):
-        answer = (*answer, int(logits_after((*prompt, *answer)).argmax()))
-    return answer
+def greedy(generator: Generator, prompt: Ids, *, end: int | None, most: int) -> Ids:
+    """The likeliest token again and again, with the one that ends the text if it comes."""
+    items = list(generator.tokens(prompt, Ending(max_new_tokens=most, end_token_id=end)))
+    ended = (end,) if end is not None and items[-1] is StopReason.END_TOKEN else ()
+    return (*(item for item in items if isinstance(item, int)), *ended)
 
 
-def next_logits(back_end: BackEnd, rows_of: RowsOf) -> Callable[[Ids], torch.Tensor]:
-    """Logits `[vocabulary]` after some tokens."""
-    return lambda ids: all_logits(back_end, rows_of, ids)[-1]
+def same_tokens(one: Ids, other: Ids) -> int:
+    """Tokens before the first difference."""
+    pairs = enumerate(zip_longest(one, other))
+    return next((place for place, (ours, theirs) in pairs if ours != theirs), len(one))
 
 
-def check(back_end: BackEnd, rows_of: RowsOf, prompt: Ids, answer: Ids) -> Check:
-    """How much of an answer this back end would have written too."""
-    logits = all_logits(back_end, rows_of, (*prompt, *answer[:-1]))[len(prompt) - 1 :]
-    for place, (found, token) in enumerate(zip(logits, answer, strict=True)):
-        if int(found.argmax()) != token:
-            return Check(same=place, gap=float(found.max() - found[token]))
-    return Check(same=len(answer), gap=0.0)
+def gap_at(back_end: BackEnd, rows_of: RowsOf, ids: Ids, token: int) -> float:
+    """By how much the likeliest token after these beats another one, in logits."""
+    logits = all_logits(back_end, rows_of, ids)[-1]
+    return float(logits.max() - logits[token])
 
 
 @torch.no_grad()

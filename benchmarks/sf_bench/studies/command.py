@@ -72,9 +72,8 @@ _COMPLETIONS: Final = _About(
   central  centralised LoRA: the whole model in one place, fp32, plain PEFT and PyTorch; LoRA in the same layers, the same
            batches, steps and learning rates
 Loss of the completions of held-out problems, nats per completion token. Problems longer than --max-phrase-tokens are left
-out, not cut. After the split training, prompts of held-out problems are answered greedily with the adapter behind the
-bundle's front end; an answer counts as the same when the merged model, behind the same front end, would have written every
-one of its tokens.
+out, not cut. After the split training, prompts of held-out problems are answered greedily by what sf-server generate runs,
+with the adapter and with the merged model behind the same front end, and compared token by token.
 
 example, GSM8K, about half an hour on two cores for SmolLM2-135M:
   sf-export --split-layer 4 --model MODEL --task causal-lm --template 'Question: {question} Answer: ' \\

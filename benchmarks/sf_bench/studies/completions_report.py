@@ -16,8 +16,8 @@ TARGET_PERCENT = 1.0
 _HOW = """Loss: cross-entropy of the completion tokens of held-out problems in nats, summed over all and divided by their
 number; prompts do not count. Both ways share samples, batches, learning rates, initial weights and the layers with LoRA, so
 that only the rows differ. The interval is over the choice of held-out problems (Student's t, linearised ratio), the trained
-weights taken as given. An answer is the same when the merged model, behind the same front end, finds every one of its tokens
-most likely after those before it, which is the same as writing it greedily itself."""
+weights taken as given. Answers are greedy, from `sf-server generate`'s own code, with the adapter and with the merged model,
+both behind the bundle's front end, and are compared token by token."""
 
 
 class WayLoss(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ def completions_markdown(report: CompletionsReport) -> str:
 
 
 def _answered(answers: Answers) -> str:
-    widest = f"; where they part, the two most likely tokens lie {answers.widest_gap:.2g} apart at most"
+    widest = f"; where they part, the merged model's own token is ahead by {answers.widest_gap:.2g} in logits at most"
     return (
         f"{answers.equal} of {len(answers.tokens)} greedy answers ({sum(answers.tokens)} tokens) are the merged model's to the "
         f"last token{'' if answers.equal == len(answers.tokens) else widest}."

@@ -111,35 +111,34 @@ class Conversation:
                     raise _lost(event, self._link.ends)
                 trouble = None if event is LinkEvent.UP else event
                 again_s = now_s if event is LinkEvent.UP else again_s
-            answer = self._receive(request)
+            received = self._link.receive()  # one at a time: a flood of messages must not hide that the time is over
+            answer = None if received is None else _answering(received, request)
             if isinstance(answer, PredictAnswer):
                 return answer
             if answer is not None:
                 again_s = self._wait_as_told(answer, now_s)
-            if again_s > now_s:
+            if received is None and again_s > now_s:
                 self._link.wait(min(end_s, again_s) - now_s, wake_descriptors=())
         raise (
             _too_late(self._link.ends, self._patience.timeout_s) if trouble is None else _lost(trouble, self._link.ends)
         )
 
-    def _receive(self, request: PredictRequest) -> PredictAnswer | Refusal | None:
-        """What answers this request; answers to earlier ones, which were asked again, are passed over."""
-        while (frames := self._link.receive()) is not None:
-            message = decode(frames).message
-            if isinstance(message, Refusal):
-                return message
-            if isinstance(message, PredictAnswer) and message.number == request.number:
-                if len(message.predictions) != len(request.tokens):
-                    raise MalformedMessage(
-                        f"the answer has {len(message.predictions)} predictions for {len(request.tokens)} texts"
-                    )
-                return message
-        return None
-
     def _wait_as_told(self, refusal: Refusal, now_s: float) -> float:
         if refusal.retry_after_s is None or refusal.code is RefusalCode.MALFORMED:
             raise refused(refusal, self._link.ends)
         return now_s + refusal.retry_after_s
+
+
+def _answering(frames: Sequence[RawFrame], request: PredictRequest) -> PredictAnswer | Refusal | None:
+    """What answers this request; None for anything else, such as answers to earlier ones, which were asked again."""
+    message = decode(frames).message
+    if isinstance(message, Refusal):
+        return message
+    if not isinstance(message, PredictAnswer) or message.number != request.number:
+        return None
+    if len(message.predictions) != len(request.tokens):
+        raise MalformedMessage(f"the answer has {len(message.predictions)} predictions for {len(request.tokens)} texts")
+    return message
 
 
 def inquiry_of(request_by: str, *, protocol: int, software: str, bundle_id: str, self_test_error: float) -> Inquiry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,9 @@ from sf_server.results.text_front import (
     open_text_front,
 )
 from sf_server.results.trained import TrainedModel
+from sf_server.run_folder import write_atomically
 from sf_server.store.store import Store
+from sf_server.training.model_card import with_scores
 from sf_server.training.validation import Score, macro_f1, score_batches, score_samples
 
 _HELP: Final = """\
@@ -94,6 +96,8 @@ def main_eval(arguments: Sequence[str]) -> int:
     else:
         kinds = tuple(FrontKind) if given.front_end == "both" else (FrontKind(given.front_end),)
         results = _of_file(pieces, trained, _Question(path=given.data, kinds=kinds, by=given.by, rule=rule))
+    if given.card:
+        _note_in_card(pieces, given.data, results)
     if given.json:
         print_json({name: result.as_dict(spec.labels) for name, result in results.items()})
     else:
@@ -122,6 +126,7 @@ def _parser() -> ArgumentParser:
         help="what of a completion is compared: the first group of the first match (default: all of it)",
     )
     add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens of a completion, at most (default 256)")
+    add("--card", action="store_true", default=False, help="also write the scores into the adapter's README.md")
     add("--model", default=None, metavar="M", help="base model, if it has moved since training")
     add("--threads", type=int, default=0, metavar="N", help="processor threads (default: all)")
     add("--json", action="store_true", default=False, help="one JSON document on standard output")
@@ -189,6 +194,18 @@ def _through(way: _Way, pieces: Pieces, rows: Sequence[LabelledRow], question: _
         generator = Generator(way.rows_of, way.back_end, device=pieces.device, max_tokens=max_tokens)
         result.exact_matches = count_matches(generator, way.bundle, rows, question.rule)
     return result
+
+
+def _note_in_card(pieces: Pieces, path: Path | None, results: Mapping[str, Result]) -> None:
+    card = pieces.folder.adapter_path / "README.md"
+    what = "samples that the devices held out" if path is None else path.name
+    lines = [f"On {what}:", "", "| front end | score | exact match |", "| --- | --- | --- |"]
+    for name, result in results.items():
+        matched = "" if result.exact_matches is None else f"{result.exact_matches / result.score.samples:.1%}"
+        lines.append(f"| {name} | {result.score.one_line()} | {matched} |")
+    former = card.read_text(encoding="utf-8") if card.is_file() else ""
+    write_atomically(card, with_scores(former, "\n".join(lines)).encode())
+    _say(f"the scores are in {card}")
 
 
 def _print(name: str, result: Result, *, width: int) -> None:

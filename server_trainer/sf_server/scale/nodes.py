@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from sf_server.scale.rank_learner import RankLearner, Wishes
 from sf_server.scale.together import Together
 from sf_server.settings import TrainSettings
 from sf_server.training.checkpoints import Progress
+
+NO_SAMPLES: Final = 1e-6
+"""Weight of a node that has none: it has a say only while no node has any."""
 
 
 class Nodes(Together):
@@ -72,4 +76,5 @@ class Nodes(Together):
 
 def known_samples(progress: Progress, settings: TrainSettings) -> float:
     """Training samples of a node, as far as they are known; what its view of the learning rate counts for."""
-    return float(max(settings.expect_samples or 0, progress.samples or progress.samples_trained, 1))
+    known = max(settings.expect_samples or 0, progress.samples or progress.samples_trained)
+    return float(known) or NO_SAMPLES

@@ -7,6 +7,7 @@ on any address but the machine's own loopback: processes meet through a file.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from typing import Final, Self
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]  # not in the module's __all__
 
-from sf_server.scale.place import Place
+from sf_contract.errors import AddressInUse
+from sf_server.scale.place import Place, endpoint_of, is_this_machine
 
+FILE: Final = "file"
 LOOPBACK_INTERFACE: Final = "lo"
 WITHIN_NODE: Final = timedelta(days=30)
 """Others of a node wait for their leader as long as it waits for devices; should it die, their connection to it breaks."""
@@ -62,13 +66,13 @@ class World:
         Raises:
             PeerLost: not all of them came in time.
         """
-        if meeting.address.startswith("file:"):
+        if stays_on_machine(meeting.address):
             os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
         timeout = timedelta(seconds=meeting.timeout_s)
         with _translated(f"{place} waits at {meeting.address} for {place.ranks} processes to meet"):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                init_method=meeting.address,
+                store=_store(place, meeting.address, timeout),
                 rank=place.rank,
                 world_size=place.ranks,
                 timeout=timeout,
@@ -155,6 +159,40 @@ class World:
         return " and ".join(_named(rank, place) for rank in absent) or "a process that went away and came back"
 
 
+def stays_on_machine(address: str) -> bool:
+    """True for a meeting whose processes all are on this machine."""
+    scheme, _, where = address.partition("://")
+    return scheme == FILE or is_this_machine(endpoint_of(where)[0])
+
+
+def _store(place: Place, address: str, timeout: timedelta) -> Store:
+    """Where processes find one another; the very first one holds it, and listens on the address of the meeting only."""
+    scheme, _, where = address.partition("://")
+    if scheme == FILE:
+        return FileStore(where, place.ranks)
+    host, port = endpoint_of(where)
+    if not place.publishes:
+        return TCPStore(host, port, place.ranks, is_master=False, timeout=timeout)
+    listener = listen_on(host, port)
+    return TCPStore(host, port, place.ranks, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        AddressInUse: it cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as problem:
+        raise AddressInUse(
+            f"node 0 cannot listen on {host}:{port}: {problem.strerror}",
+            cure="give an address of node 0 and a port that is free there as --rendezvous, on all nodes",
+        ) from problem
+
+
 def _named(rank: int, place: Place) -> str:
     node, local_rank = divmod(rank, place.local_ranks)
     return str(Place(node, place.nodes, local_rank, place.local_ranks, place.is_staged))
@@ -169,4 +207,5 @@ def _translated(when: str) -> Iterator[None]:
 
 
 def _first_line(problem: BaseException) -> str:
-    return next(iter(str(problem).splitlines()), type(problem).__name__)
+    """What a library says, without the advice that follows."""
+    return next(iter(str(problem).splitlines()), type(problem).__name__).partition(". This is typically")[0]

@@ -22,6 +22,7 @@ from sf_server.seeing.run_info import run_info
 from sf_server.seeing.savings import savings, weighted_mean
 from sf_server.seeing.state import (
     DeviceState,
+    DeviceStatus,
     Phase,
     ProgressState,
     QueueState,
@@ -31,11 +32,12 @@ from sf_server.seeing.state import (
     StoreState,
 )
 from sf_server.store.store import Store
-from sf_server.store.stored import DeviceSummary, RoleTotal
+from sf_server.store.stored import DeviceSummary, Removals, RoleTotal
 from sf_server.training.lifted import lifted_after
 
 QUIET_S: Final = 5.0
-"""With fewer samples than it wants and no step for so long, the trainer waits."""
+QUIET_STEPS: Final = 3
+"""With fewer samples than it wants and no step for so long, or for as long as so many steps take, the trainer waits."""
 
 
 class RunReader:
@@ -91,7 +93,7 @@ class RunReader:
             history=self._history,
             now_s=now_s,
         )
-        phase = self._phase(summary, store, now_s)
+        phase = self._phase(summary, store, devices, now_s)
         return RunState(
             taken_s=now_s,
             phase=phase,
@@ -153,18 +155,31 @@ class RunReader:
             last_step_s=last.time_s,
         )
 
-    def _phase(self, summary: MetricsSummary, store: StoreState, now_s: float) -> Phase:
+    def _phase(self, summary: MetricsSummary, store: StoreState, devices: Sequence[DeviceState], now_s: float) -> Phase:
         if self._folder.adapter_path.is_dir():
             return Phase.DONE
         if not is_worked_on(self._folder.lock_path):
             return Phase.STOPPED
-        last = summary.last_step
-        if last is None:
-            return Phase.WAITING
+        return Phase.WAITING if self._waits(summary, store, devices, now_s) else Phase.TRAINING
+
+    def _waits(self, summary: MetricsSummary, store: StoreState, devices: Sequence[DeviceState], now_s: float) -> bool:
+        """The first epoch lacks samples, more are expected, and no step was made for longer than a step takes."""
+        settings, last = self._record.settings, summary.last_step
+        is_short = _untrained(summary, store) < settings.window_samples or not settings.pool
+        if not is_short or self._data_is_complete(store, devices) or (last is not None and last.epoch > 1):
+            return False
+        if last is None or last.time_s is None:
+            return True
+        return now_s - last.time_s > max(QUIET_S, QUIET_STEPS * last.seconds)
+
+    def _data_is_complete(self, store: StoreState, devices: Sequence[DeviceState]) -> bool:
+        """As the trainer sees it: what was removed counts as arrived, and forgotten devices as finished."""
         settings = self._record.settings
-        short = last.epoch == 1 and (_untrained(summary, store) < settings.window_samples or not settings.pool)
-        quiet = last.time_s is None or now_s - last.time_s > QUIET_S
-        return Phase.WAITING if short and quiet else Phase.TRAINING
+        removed = Removals() if self._store is None else self._store.removals()
+        if settings.expect_devices is not None:
+            finished = sum(device.status is DeviceStatus.FINISHED for device in devices)
+            return finished + len(removed.banned) >= settings.expect_devices
+        return store.train_samples + removed.train_samples >= (settings.expect_samples or 0)
 
 
 class _Totals:

@@ -28,6 +28,7 @@ def run_info(folder: Path, record: RunRecord, *, address: str | None) -> RunInfo
         epochs=settings.epochs,
         expect_devices=settings.expect_devices,
         expect_samples=settings.expect_samples,
+        window_samples=settings.window_samples,
         learning_rate=settings.learning_rate,
         address=address,
         bundles=tuple(_bundle_state(manifest, weights) for manifest in manifests),

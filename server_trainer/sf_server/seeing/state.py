@@ -52,7 +52,11 @@ class BundleState(Part, frozen=True):
 
 
 class RunInfo(Part, frozen=True):
-    """What was asked for. `address` is where devices are received, None before the first start."""
+    """What was asked for.
+
+    `address` is where devices are received, None before the first start; `window_samples` are trained on together while the
+    first epoch arrives.
+    """
 
     folder: str
     base_model: str
@@ -61,6 +65,7 @@ class RunInfo(Part, frozen=True):
     epochs: int
     expect_devices: int | None
     expect_samples: int | None
+    window_samples: int
     learning_rate: float
     address: str | None
     bundles: tuple[BundleState, ...]

@@ -116,7 +116,7 @@ def _phase(state: RunState) -> str:
         case Phase.WAITING:
             return "waiting for samples"
         case Phase.TRAINING:
-            return f"epoch {progress.epoch} of {epochs}"
+            return f"epoch {max(progress.epoch, 1)} of {epochs}"
         case Phase.STOPPED:
             return (
                 f"stopped in epoch {progress.epoch} of {epochs}" if progress.epoch else "stopped before the first step"

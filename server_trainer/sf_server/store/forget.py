@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from sf_contract.errors import StoreError
+from sf_contract.limits import MIB
 from sf_server.run_folder import RunFolder
 from sf_server.store.file import log_path
 from sf_server.store.removal import Removed, Remover
@@ -18,6 +20,9 @@ from sf_server.store.traces import BLOCK_BYTES, MOST_TRACES, Traces, traces_of
 from sf_server.training.lifted import forget_lifted, lifted_contents
 
 Say = Callable[[str], None]
+
+LONG_BYTES: Final = 64 * MIB
+"""Searching a file of this size takes a moment and is told."""
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -148,9 +153,15 @@ def _search_for(remover: Remover, folder: RunFolder, device: str, seqs: Sequence
 def _found(search: _Search, files: Iterable[Path], say: Say) -> frozenset[bytes]:
     found: frozenset[bytes] = frozenset()
     for path in files:
-        say(f"searching {path} ({path.stat().st_size:,} bytes)")
+        _tell(path, say)
         found |= search.in_file(path)[0]
     return found
+
+
+def _tell(path: Path, say: Say) -> None:
+    nbytes = path.stat().st_size
+    if nbytes >= LONG_BYTES:
+        say(f"searching {path} ({nbytes:,} bytes)")
 
 
 def _proof(search: _Search, folder: RunFolder, remover: Remover, *, found_before: int, say: Say) -> Proof:
@@ -162,7 +173,7 @@ def _proof(search: _Search, folder: RunFolder, remover: Remover, *, found_before
     files = list(_files(folder.path))
     shared: frozenset[bytes] = frozenset()
     for path in files:
-        say(f"searching {path} again")
+        _tell(path, say)
         left, ids = search.in_file(path)
         new = left - shared
         if new:

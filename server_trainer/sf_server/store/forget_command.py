@@ -15,7 +15,7 @@ from sf_contract.command import ArgumentParser, print_json, say
 from sf_contract.errors import AlreadyRunning, UsageError
 from sf_server.amounts import byte_amount
 from sf_server.run_folder import RunFolder
-from sf_server.store.forget import Forgotten, forget_device
+from sf_server.store.forget import Forgotten, Proof, forget_device
 from sf_server.store.removal import Remover
 from sf_server.store.retention import DAY_S
 from sf_server.store.store import Store
@@ -132,14 +132,14 @@ def report_lines(forgotten: Forgotten, *, run: Path) -> Iterator[str]:
     device, proof = forgotten.device, forgotten.proof
     yield (
         f"{device}: {forgotten.train_samples:,} samples to train on and {forgotten.validation_samples:,} held out "
-        f"in {forgotten.outboxes} outboxes are removed"
+        f"are removed; its outboxes: {forgotten.outboxes}"
     )
     lifted = f"; {forgotten.lifted_samples:,} of them had been lifted" if forgotten.lifted_samples else ""
     yield f"store: {byte_amount(forgotten.bytes_before)} before, {byte_amount(forgotten.bytes_after)} after{lifted}"
-    yield (
-        f"proof: {proof.traces:,} strings of 16 bytes from these samples and {proof.outboxes} outbox ids were looked for in "
-        f"every file: {proof.found_before:,} found before; afterwards none in {proof.files} files with {proof.nbytes:,} bytes"
-    )
+    if not proof.traces:
+        yield "proof: there were no bytes to look for"
+    else:
+        yield _proof_line(proof)
     if proof.shared:
         yield f"       but for {proof.shared:,} that samples of other devices hold as well, which are still there"
     if forgotten.influenced and forgotten.influenced_deleted:
@@ -149,6 +149,13 @@ def report_lines(forgotten: Forgotten, *, run: Path) -> Iterator[str]:
         yield f"trained on these samples, and keeping what was learned: {', '.join(forgotten.influenced)}"
         yield f"       to be rid of that: sf-server forget {device} --run {run} --delete-adapters, then train with --resume"
     yield f"{device} is not let in any more, until sf-server forget {device} --run {run} --readmit"
+
+
+def _proof_line(proof: Proof) -> str:
+    return (
+        f"proof: {proof.traces:,} strings of 16 bytes from these samples and {proof.outboxes} outbox ids were looked for in "
+        f"every file: {proof.found_before:,} found before; afterwards none in {proof.files} files with {proof.nbytes:,} bytes"
+    )
 
 
 def _check_known(folder: RunFolder, device: str) -> None:

@@ -19,7 +19,7 @@ _DISTINCT: Final = 8
 """A trace with fewer different bytes (padding, zeros) may be anybody's."""
 
 _SHIFTS: Final = range(0, BLOCK_BYTES, 256)
-_TABLE_BITS: Final = 22
+_TABLE_BITS: Final = 24
 _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK_BYTES: Final = 8 * MIB
 
@@ -27,10 +27,12 @@ Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def traces_of(content: bytes, *, every: int = BLOCK_BYTES) -> list[bytes]:
-    """A trace from every so many bytes of a sample's content; none where it has no telling bytes."""
-    starts = range(0, max(len(content) - TRACE_BYTES + 1, 0), every)
-    found = (_telling_piece(content, start) for start in starts)
-    return [piece for piece in found if piece is not None]
+    """A trace from every so many bytes of a sample's content; none where it has no telling bytes.
+
+    It is taken from the end of a block: the rows of the first tokens are the same for all texts that begin with the same words.
+    """
+    blocks = (content[start : start + every] for start in range(0, len(content), every))
+    return [piece for piece in map(_telling_piece, blocks) if piece is not None]
 
 
 class Traces:
@@ -52,7 +54,7 @@ class Traces:
     def found_in(self, content: bytes) -> frozenset[bytes]:
         """Those of the traces that the content holds, at any place."""
         found: set[bytes] = set()
-        for shift in range(8 if len(content) >= TRACE_BYTES else 0):
+        for shift in range(8 if self._pieces and len(content) >= TRACE_BYTES else 0):
             words = np.frombuffer(content, dtype="<u8", offset=shift, count=(len(content) - shift) // 8)
             for place in self._candidates(words):
                 start = shift + 8 * int(place)
@@ -74,16 +76,17 @@ class Traces:
 
     def _candidates(self, words: Words) -> np.ndarray[Any, np.dtype[np.intp]]:
         places = np.flatnonzero(self._table[_hashes(words)])
-        return places[np.isin(words[places], self._heads)]
+        nearest = np.searchsorted(self._heads, words[places])
+        return places[self._heads[np.minimum(nearest, len(self._heads) - 1)] == words[places]]
 
 
 def _hashes(words: Words) -> Words:
     return (words * _FACTOR) >> np.uint64(64 - _TABLE_BITS)
 
 
-def _telling_piece(content: bytes, start: int) -> bytes | None:
+def _telling_piece(block: bytes) -> bytes | None:
     for shift in _SHIFTS:
-        piece = content[start + shift : start + shift + TRACE_BYTES]
+        piece = block[max(len(block) - shift - TRACE_BYTES, 0) : max(len(block) - shift, 0)]
         if len(piece) == TRACE_BYTES and len(set(piece)) >= _DISTINCT:
             return piece
     return None

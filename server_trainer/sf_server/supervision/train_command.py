@@ -17,6 +17,7 @@ from sf_server.link.security import check_link, prepare_link
 from sf_server.options import add_options
 from sf_server.run_folder import RunFolder
 from sf_server.scale.place import check_scale, processes_of_node
+from sf_server.scale.quiet import keep_libraries_quiet
 from sf_server.seeing.dashboard.address import WebAddresses, web_addresses
 from sf_server.seeing.tensorboard import check_tensorboard
 from sf_server.settings import TrainSettings, check_loop, check_train_settings, differences, with_absolute_paths
@@ -103,6 +104,7 @@ def main_train(arguments: Sequence[str]) -> int:
         else:
             folder.create(settings, bundle_ids=bundle_ids)
         Store.open(folder.store_path, max_bytes=settings.max_store_bytes).close()
+        keep_libraries_quiet()
         return supervise(
             ingest=ingest_command(folder.path, as_json=settings.json),
             trainer=trainer_command(folder.path, as_json=settings.json, processes=processes_of_node(settings)),

@@ -44,9 +44,10 @@ class WindowWeights:
     """
 
     def __init__(self, samples: Sequence[SampleInfo], balance: Balance) -> None:
+        counted = () if balance == "none" else samples
         self._is_even = balance == "none"
-        self._seqs = np.fromiter((sample.seq for sample in samples), dtype=np.int64, count=len(samples))
-        self._weights = sample_weights(samples, balance)
+        self._seqs = np.fromiter((sample.seq for sample in counted), dtype=np.int64, count=len(counted))
+        self._weights = sample_weights(counted, balance)
 
     def of(self, seqs: Sequence[int]) -> Weights | None:
         """Of these samples, in their order; None when all count the same."""

@@ -162,16 +162,12 @@ class Trainer:
 
     def _train_window(self) -> None:
         """Train on the rest of the open window; stops between batches when asked to."""
-        position = self.progress.position
-        samples = window_samples(self._store, position, limit=self._window_size())
-        weights = WindowWeights(samples, self._settings.balance)
-        batches, said = rest_of_window(samples, self._settings, position, self._marks)
-        if said is not None:
-            self._around.say(said)
         attempt = Attempt(f"before step {self.progress.step + 1}")
         with memory_by_name(self._settings, attempt):
-            if not self._prepared(samples):
+            planned = self._planned_window()
+            if planned is None:
                 return
+            batches, weights = planned
             for batch in self._feed.batches(batches):
                 if self._around.stopped():
                     return
@@ -180,6 +176,15 @@ class Trainer:
                 self._finite.look_at(result, saved_step=self._saver.saved_step)
                 self._save_if_due()
         self._move(self.progress.position.window_done())
+
+    def _planned_window(self) -> tuple[Sequence[list[int]], WindowWeights] | None:
+        """What is left of the window, prepared; None when stopped before. The list of its samples is not kept: it is long."""
+        position = self.progress.position
+        samples = window_samples(self._store, position, limit=self._window_size())
+        batches, said = rest_of_window(samples, self._settings, position, self._marks)
+        if said is not None:
+            self._around.say(said)
+        return (batches, WindowWeights(samples, self._settings.balance)) if self._prepared(samples) else None
 
     def _window_size(self) -> int | None:
         return window_size(

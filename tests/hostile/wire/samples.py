@@ -10,13 +10,14 @@ import numpy as np
 
 from hostile.wire.attacks import Frames, on_server
 from hostile.wire.peers import BUNDLE_ID, CREDIT_BYTES, Mallory, headed, header, sample
-from sf_contract.activations import EncodedSample, pack
+from sf_contract.activations import EncodedSample, pack, pack_rows
 from sf_contract.codec import EncodedRows, WireCodec
 from sf_contract.limits import MIB
 from sf_contract.messages import (
     Ack,
     AlreadyStored,
     Finished,
+    PredictRequest,
     RefusalCode,
     RejectionCode,
     Role,
@@ -207,3 +208,12 @@ def _unchecked(mallory: Mallory, **changes: object) -> Frames:
     frames = mallory.sends(sample(0))
     frames[1] = header({"type": "batch", "bundle_id": BUNDLE_ID, "samples": [fields]}, specs)
     return frames
+
+
+@on_server(MALFORMED)
+def a_request_for_predictions_where_samples_are_taken(mallory: Mallory) -> Iterator[Frames]:
+    """Predictions would tell an attacker what was learnt, before anybody published it: ingest has none to give."""
+    rows = sample(0).rows
+    request = PredictRequest(device="mallory", bundle_id=BUNDLE_ID, number=0, tokens=(rows.tokens,))
+    yield mallory.says(request, pack_rows([rows]))
+    yield mallory.says(request)

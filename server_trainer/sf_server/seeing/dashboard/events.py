@@ -43,9 +43,9 @@ class Events:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one page until it leaves, or we do."""
-        if self._viewers >= MAX_VIEWERS or scope["method"] == "HEAD":
-            busy = PlainTextResponse("too many pages are open\n", status_code=503, headers={"Retry-After": "10"})
-            await busy(scope, receive, send)
+        refused = self._refusal(scope["method"])
+        if refused is not None:
+            await refused(scope, receive, send)
             return
         self._viewers += 1
         gone = asyncio.ensure_future(_until_gone(receive))
@@ -57,6 +57,13 @@ class Events:
         finally:
             gone.cancel()
             self._viewers -= 1
+
+    def _refusal(self, method: str) -> PlainTextResponse | None:
+        if method != "GET":
+            return PlainTextResponse("events can only be followed\n", status_code=405, headers={"Allow": "GET"})
+        if self._viewers >= MAX_VIEWERS:
+            return PlainTextResponse("too many pages are open\n", status_code=503, headers={"Retry-After": "10"})
+        return None
 
     async def _feed(self, send: Send, gone: asyncio.Future[None]) -> None:
         version = 0

@@ -18,7 +18,7 @@ from sf_server.seeing.dashboard.watch import READ_EVERY_S, Watch
 from sf_server.seeing.reading import RunReader
 
 MAX_CONNECTIONS: Final = 128
-KEEP_ALIVE_S: Final = 5
+KEEP_ALIVE_S: Final = 2
 LAST_WORDS_S: Final = 3
 MAX_HEADER_BYTES: Final = 16 * 1024
 

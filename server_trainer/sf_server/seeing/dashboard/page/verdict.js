@@ -33,7 +33,7 @@ function waitsFor(run) {
   const since = known(progress.last_step_s)
     ? `Since ${clockTime(progress.last_step_s, run.nowSeconds)} (${duration(run.nowSeconds - progress.last_step_s)})`
     : "Since the start";
-  return `${since}: ${some(queue.untrained, "sample is", "samples are")} here for the next step; ${devices}`;
+  return `${since}: ${count(queue.untrained)} of ${some(info.window_samples, "sample")} for the next steps are here; ${devices}`;
 }
 
 /** `{part, words, left}` of the progress bar; part is null as long as nobody can know it. */
