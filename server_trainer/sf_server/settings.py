@@ -226,10 +226,13 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     dtype: Annotated[Literal["auto", "bf16", "fp32"], Meta(description="type of the frozen base weights")] = "auto"
     gradient_checkpointing: Annotated[
         bool,
-        Meta(description="compute layers again for the backward pass instead of remembering them: less memory, more time"),
+        Meta(
+            description="compute layers again for the backward pass instead of remembering them: less memory, more time"
+        ),
     ] = False
     compile: Annotated[
-        bool, Meta(description="compile the layers with torch.compile: a slow start, needs a C++ compiler on a processor")
+        bool,
+        Meta(description="compile the layers with torch.compile: a slow start, needs a C++ compiler on a processor"),
     ] = False
     threads: Annotated[
         Annotated[int, Meta(ge=0, le=4096)], Meta(description="processor threads for training; 0: all usable cores")

@@ -103,6 +103,7 @@ def test_every_heavy_library_has_one_named_door():
             "sf_bench/training/hugging_face.py",
         },
         "optimum": {"sf_model/config_view.py"},
+        "matplotlib": {"sf_bench/overlap/plot.py"},
         "tokenizers": {"sf_contract/tokenizer.py"},
         "uvicorn": {"sf_server/seeing/dashboard/serving.py"},
         "nacl": {"sf_contract/signing.py", "sf_contract/link_keys.py"},

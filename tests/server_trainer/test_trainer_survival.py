@@ -9,12 +9,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sf_contract.errors import DiskFull, TrainingFailed
 from sf_contract.messages import Role
 from sf_server.store.store import Store
 from sf_server.training.failures import is_out_of_memory
-from sf_server.training.room import RETRY_S
+from sf_server.training.room import RETRY_S, full_disk_by_name
 from sf_server.training.trainer import Ending
 from support.trainer_harness import (
     EPOCHS,
@@ -268,6 +269,12 @@ def test_with_room_again_checkpoints_and_held_up_metrics_are_written(store, new_
     assert harness.checkpoints().load_newest().progress == trainer.progress
     assert [entry["step"] for entry in harness.metrics()] == list(range(1, trainer.progress.step + 1))
     assert any("there is room for checkpoints again" in line for line in harness.said)
+
+
+def test_an_adapter_without_room_is_an_error_that_says_so(tmp_path):
+    target = tmp_path / "adapter.safetensors"
+    with files_of_at_most(1_000), pytest.raises(DiskFull, match=r"no room for .*adapter"), full_disk_by_name(target):
+        save_file({"weight": torch.zeros(10_000)}, target)
 
 
 def test_what_a_killed_process_was_writing_is_removed(store, new_harness):

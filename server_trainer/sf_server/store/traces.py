@@ -38,7 +38,7 @@ def traces_of(content: bytes, *, every: int = BLOCK_BYTES) -> list[bytes]:
 class Traces:
     """A set of byte strings of `TRACE_BYTES` each that can be looked for all at once.
 
-    The first 8 bytes of a trace are looked up in a table of hashes for every place of the data, which costs some nanoseconds
+    The first 8 bytes of a trace are looked up in a table of hashes for every place of the data, which costs tens of nanoseconds
     per byte however many traces there are; only what passes is compared in full.
     """
 
@@ -77,7 +77,8 @@ class Traces:
     def _candidates(self, words: Words) -> np.ndarray[Any, np.dtype[np.intp]]:
         places = np.flatnonzero(self._table[_hashes(words)])
         nearest = np.searchsorted(self._heads, words[places])
-        return places[self._heads[np.minimum(nearest, len(self._heads) - 1)] == words[places]]
+        is_head = self._heads[np.minimum(nearest, len(self._heads) - 1)] == words[places]
+        return places[np.flatnonzero(is_head)]
 
 
 def _hashes(words: Words) -> Words:

@@ -52,7 +52,9 @@ def model_card(pieces: Pieces, progress: Progress, score: Score | None) -> str:
         _front_ends(pieces.bundles),
         "## Scores",
         f"Samples that the devices held out, through their own front ends: {held_out}.",
-        with_scores("", "On a file, with the devices' front ends and the fp32 one: `sf-server eval --data FILE --card`.").strip(),
+        with_scores(
+            "", "On a file, with the devices' front ends and the fp32 one: `sf-server eval --data FILE --card`."
+        ).strip(),
         "## Use",
         _use(pieces),
         "## Privacy",

@@ -34,6 +34,7 @@ from sf_server.training.lifting import lifting, lifts_of_run
 from sf_server.training.lora import save_adapter
 from sf_server.training.lora_record import describe_lora, record_of, write_lora_record
 from sf_server.training.model_card import model_card
+from sf_server.training.room import full_disk_by_name
 from sf_server.training.trainer import Ending, Surroundings, Trainer
 
 EXIT_TERMINATED: Final = 143
@@ -155,13 +156,14 @@ def _publish(pieces: Pieces, trainer: Trainer, back_end: Segment) -> None:
     score = trainer.last_score
     base = pieces.bundle.manifest.base_model
     folder = pieces.folder.adapter_path
-    save_adapter(
-        back_end,
-        folder,
-        base_name=base.name if base.revision else str(pieces.checkpoint.folder),
-        revision=base.revision,
-        card=model_card(pieces, trainer.progress, score),
-    )
+    with full_disk_by_name(folder):
+        save_adapter(
+            back_end,
+            folder,
+            base_name=base.name if base.revision else str(pieces.checkpoint.folder),
+            revision=base.revision,
+            card=model_card(pieces, trainer.progress, score),
+        )
     progress = trainer.progress
     result = {
         "adapter": str(folder),

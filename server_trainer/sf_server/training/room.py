@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from safetensors import SafetensorError
@@ -17,6 +20,24 @@ RETRY_S: Final = 30.0
 """Seconds until what found no room is tried again."""
 
 _SYSTEM_ERROR: Final = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def full_disk_by_name(path: Path) -> Iterator[None]:
+    """Tell that a file could not be written for want of space, whichever library wrote it.
+
+    Raises:
+        DiskFull: it could not.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:
+        if not is_no_room(problem):
+            raise
+        raise DiskFull(
+            f"there is no room for {path}; the last checkpoint holds the same weights",
+            cure="free some space and start again with --resume",
+        ) from problem
 
 
 def is_no_room(problem: BaseException) -> bool:
