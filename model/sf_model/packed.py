@@ -69,7 +69,7 @@ class Layout:
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """`[batch, length, ...]` of `[1, rows, ...]`, zeros in between."""
         padded = packed.new_zeros(self.batch * self.length, *packed.shape[2:])
-        return padded.index_copy(0, self.slots, packed[0]).unflatten(0, (self.batch, self.length))
+        return padded.index_copy(0, self.slots, packed[0]).view(self.batch, self.length, *packed.shape[2:])
 
     def unpack_heads(self, packed: torch.Tensor) -> torch.Tensor:
         """`[batch, heads, length, channels]` of `[1, heads, rows, channels]`."""

@@ -16,18 +16,26 @@ _METAVARS: Final[Mapping[type, str]] = {int: "N", float: "X", str: "TEXT"}
 
 
 def add_options(
-    parser: ArgumentParser, kind: type[msgspec.Struct], *, metavars: Mapping[str, str] | None = None
+    parser: ArgumentParser,
+    kind: type[msgspec.Struct],
+    *,
+    metavars: Mapping[str, str] | None = None,
+    headings: Mapping[str, str] | None = None,
 ) -> None:
     """An option for each field of a struct: `some_name` becomes `--some-name`; help is the field's description.
 
     Args:
         metavars: placeholders for single fields, where the type alone says too little.
+        headings: what `--help` writes above some fields and those that follow them.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
+    group: ArgumentParser | argparse._ArgumentGroup = parser
     for field in msgspec.structs.fields(kind):
+        if headings and field.name in headings:
+            group = parser.add_argument_group(headings[field.name])
         description = next(meta.description for meta in hints[field.name].__metadata__ if meta.description)
         add_option(
-            parser,
+            group,
             field,
             plain=typing.get_type_hints(kind)[field.name],
             description=description,
@@ -37,7 +45,12 @@ def add_options(
 
 
 def add_option(
-    parser: ArgumentParser, field: msgspec.structs.FieldInfo, *, plain: Any, description: str, metavar: str | None
+    parser: ArgumentParser | argparse._ArgumentGroup,
+    field: msgspec.structs.FieldInfo,
+    *,
+    plain: Any,
+    description: str,
+    metavar: str | None,
 ) -> None:
     """One option; `plain` is the field's type without annotations. One for one or several values may be repeated."""
     flag = "--" + field.name.replace("_", "-")

@@ -98,7 +98,8 @@ def test_no_more_batches_than_asked_for_are_made_ahead() -> None:
     batches = _feed(source, prefetch=2).batches(PLAN)
     next(batches)
     source.wait_for_loads(3)  # the one at hand, and two more
-    assert source.loaded == PLAN[:3]
+    with source.changed:  # right code waits for nothing here and cannot fail; wrong code has time to show itself
+        assert not source.changed.wait_for(lambda: len(source.loaded) > 3, timeout=0.3)
     next(batches)
     source.wait_for_loads(4)
     assert source.loaded == PLAN[:4]

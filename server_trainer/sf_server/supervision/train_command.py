@@ -73,6 +73,18 @@ _METAVARS: Final = {
     "rendezvous": "HOST:PORT",
     "rank_timeout_s": "SECONDS",
 }
+_HEADINGS: Final = {
+    "expect_devices": "when the data is complete (one of them is needed)",
+    "bind": "receiving and keeping samples",
+    "epochs": "batches and their order",
+    "learning_rate": "optimizer",
+    "lora_rank": "LoRA",
+    "device": "how this machine computes",
+    "checkpoint_every_s": "checkpoints, validation and result",
+    "dashboard": "seeing what it does",
+    "ranks": "several processes or machines",
+    "json": "form",
+}
 _ONCE: Final = frozenset({"run", "resume", "json"})
 _EXPECTATIONS: Final = frozenset({"expect_devices", "expect_samples"})
 _ENCRYPTION: Final = frozenset({"key", "authorized"})
@@ -141,7 +153,7 @@ def read_settings(arguments: Sequence[str]) -> TrainSettings:
         UsageError: they are unknown, out of range, missing or contradict one another; or there is no run to resume.
     """
     parser = ArgumentParser(prog="sf-server train", description=DESCRIPTION, epilog=EPILOG)
-    add_options(parser, TrainSettings, metavars=_METAVARS)
+    add_options(parser, TrainSettings, metavars=_METAVARS, headings=_HEADINGS)
     flags: dict[str, Any] = vars(parser.parse_args(arguments))
     config: Path | None = flags.pop("config", None)
     given = {**({} if config is None else read_toml(config)), **flags}
