@@ -20,7 +20,7 @@ SPEC = TaskSpec(task=Task.TEXT_CLASSIFICATION, template=Template(), labels=("a",
 @pytest.fixture
 def settings(tiny_model) -> ExportSettings:
     """What `load_base` reads of the settings."""
-    return cast(ExportSettings, SimpleNamespace(model=str(tiny_model("llama")), revision=None))
+    return cast(ExportSettings, SimpleNamespace(model=str(tiny_model("llama")), revision=None, text_pair=None))
 
 
 def _base(settings: ExportSettings, *split_layers: int) -> BaseForExport:

@@ -61,6 +61,7 @@ def test_a_batch_is_that_of_all_nodes_and_counts_each_of_their_samples_alike(sit
     assert abs(losses[0] - losses[2]) < 1e-6 * losses[2]
 
 
+@pytest.mark.slow
 def test_after_a_killed_node_all_go_on_from_the_newest_step_that_all_have(site):
     parts = made_samples(0, 28), made_samples(100, 12)
     whole, nodes = site.nodes("whole", *parts), site.nodes("node", *parts)

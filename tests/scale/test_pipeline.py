@@ -18,6 +18,8 @@ from support.tiny_models import HIDDEN, VOCABULARY
 from support.together import Site, assert_same_training, bundle_for, change, die_in_step, metrics, saved, weights
 from support.tolerances import FP32_RELATIVE
 
+pytestmark = pytest.mark.slow
+
 SCHEDULES = ("1f1b", "zero-bubble")
 EXIT_PEER_LOST = 75
 

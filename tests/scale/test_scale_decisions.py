@@ -19,7 +19,7 @@ from sf_server.scale.orders import plan_as_numbers, plan_of_numbers
 from sf_server.scale.place import Place, check_scale, place_of
 from sf_server.scale.rank_learner import dropout_seed
 from sf_server.scale.rounds import Notes, packed, unpack
-from sf_server.scale.stages import cut_to_fit, divide_layers, padded_tokens, wasted_part
+from sf_server.scale.stages import cut_to_fit, divide_layers, padded_tokens
 from sf_server.scale.states import packed_state, shapes_of, size_of_state, unpacked_state
 from sf_server.settings import TrainSettings
 from sf_server.training.batch_tensors import BatchTensors
@@ -112,12 +112,6 @@ def test_a_batch_for_stages_is_padded_on_its_side_and_added_samples_have_no_targ
 
 def test_padding_never_goes_beyond_what_the_model_takes():
     assert [padded_tokens(tokens, most=40) for tokens in (1, 16, 17, 33, 40, 50)] == [16, 16, 32, 40, 40, 50]
-
-
-def test_what_fixed_shapes_waste_is_counted():
-    assert wasted_part([[16] * 4], microbatches=4, most_tokens=64) == 0
-    assert wasted_part([[8] * 4], microbatches=4, most_tokens=64) == pytest.approx(0.5)
-    assert wasted_part([[16] * 3], microbatches=4, most_tokens=64) == pytest.approx(0.25)
 
 
 @given(st.lists(st.lists(SEQS, max_size=5), max_size=8), st.booleans())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,14 @@ from sf_server.training.lora import attach_published, load_adapter
 EVALUATION_TOKENS: Final = 2048
 
 Batches = Sequence[Sequence[StoredSample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Classification of the validation samples: how right, and the class that was answered to each."""
+
+    evaluation: Evaluation
+    answers: tuple[int, ...]
 
 
 def judged_rows(samples: Sequence[TokenizedSample], rows_of: RowsOf) -> list[list[StoredSample]]:
@@ -61,18 +70,17 @@ def standalone(checkpoint: Checkpoint, bundle: Bundle, adapter: Path) -> nn.Modu
 
 def evaluate(back_end: BackEnd, batches: Iterable[Sequence[StoredSample]], *, device: torch.device) -> Evaluation:
     """Which samples the back end gets right, in `seq` order; every `seq` from 0 must occur once."""
-    found = dict(_judged(back_end, batches, device))
-    return _evaluation([found[seq] for seq in range(len(found))])
+    return answered(back_end, batches, device=device).evaluation
 
 
-def predictions(back_end: BackEnd, batches: Iterable[Sequence[StoredSample]], *, device: torch.device) -> list[int]:
-    """The answer to every sample, in `seq` order."""
+def answered(back_end: BackEnd, batches: Iterable[Sequence[StoredSample]], *, device: torch.device) -> Answered:
+    """The same with the answers themselves."""
     found = {
-        sample.seq: int(logits.argmax())
+        sample.seq: (logits, sample.label)
         for samples in batches
         for sample, logits in zip(samples, _logits(back_end, samples, device), strict=True)
     }
-    return [found[seq] for seq in range(len(found))]
+    return _answered([found[seq] for seq in range(len(found))])
 
 
 def completion_loss(
@@ -89,14 +97,13 @@ def completion_loss(
 
 def evaluate_whole(model: nn.Module, samples: Sequence[TokenizedSample]) -> Evaluation:
     """Which samples the whole model gets right. Batches hold samples of one length, so nothing is padded."""
-    found = {index: _hit_and_loss(logits, sample.label) for index, sample, logits in _whole_logits(model, samples)}
-    return _evaluation([found[index] for index in range(len(samples))])
+    return answered_whole(model, samples).evaluation
 
 
-def whole_predictions(model: nn.Module, samples: Sequence[TokenizedSample]) -> list[int]:
-    """The whole model's answer to every sample."""
-    found = {index: int(logits.argmax()) for index, _, logits in _whole_logits(model, samples)}
-    return [found[index] for index in range(len(samples))]
+def answered_whole(model: nn.Module, samples: Sequence[TokenizedSample]) -> Answered:
+    """The same with the answers themselves."""
+    found = {index: (logits, sample.label) for index, sample, logits in _whole_logits(model, samples)}
+    return _answered([found[index] for index in range(len(samples))])
 
 
 def whole_completion_loss(model: nn.Module, samples: Sequence[TokenizedSample]) -> CompletionLoss:
@@ -118,14 +125,6 @@ def _forward(back_end: BackEnd, rows: torch.Tensor, mask: torch.Tensor) -> torch
 def _logits(back_end: BackEnd, samples: Sequence[StoredSample], device: torch.device) -> torch.Tensor:
     batch = make_batch(samples, back_end, device)
     return _forward(back_end, batch.rows, batch.mask)
-
-
-def _judged(
-    back_end: BackEnd, batches: Iterable[Sequence[StoredSample]], device: torch.device
-) -> Iterator[tuple[int, tuple[bool, float]]]:
-    for samples in batches:
-        for sample, logits in zip(samples, _logits(back_end, samples, device), strict=True):
-            yield sample.seq, _hit_and_loss(logits, sample.label)
 
 
 @torch.no_grad()
@@ -155,8 +154,11 @@ def _summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, int]:
     return float(loss), int(counted.sum())
 
 
-def _evaluation(judged: Sequence[tuple[bool, float]]) -> Evaluation:
-    return Evaluation(hits=tuple(hit for hit, _ in judged), loss=sum(loss for _, loss in judged) / len(judged))
+def _answered(found: Sequence[tuple[torch.Tensor, int | None]]) -> Answered:
+    """From the logits `[classes]` and the label of every sample."""
+    judged = [_hit_and_loss(logits, label) for logits, label in found]
+    evaluation = Evaluation(hits=tuple(hit for hit, _ in judged), loss=sum(loss for _, loss in judged) / len(judged))
+    return Answered(evaluation=evaluation, answers=tuple(int(logits.argmax()) for logits, _ in found))
 
 
 def _completion_loss(judged: Sequence[tuple[float, int]]) -> CompletionLoss:

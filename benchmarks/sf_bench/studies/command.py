@@ -61,7 +61,7 @@ bundle's front end, as devices are answered, and the adapter alone in the whole 
 
 example, SST-2 on four devices, about half an hour on two cores for SmolLM2-135M:
   sf-bench one-class --bundle bundles/CUT4 --model MODEL --train train.parquet --validation validation.parquet \\
-           --samples 3000 --max-phrase-tokens 24 --jobs 2 --work work/one-class --report results/one-class""",
+           --max-phrase-tokens 24 --jobs 2 --work work/one-class --report results/one-class""",
 )
 _COMPLETIONS: Final = _About(
     study="CompletionsStudy",
@@ -79,7 +79,7 @@ example, GSM8K, about half an hour on two cores for SmolLM2-135M:
   sf-export --split-layer 4 --model MODEL --task causal-lm --template 'Question: {question} Answer: ' \\
             --completion-template '{answer}' --out bundles/gsm8k
   sf-bench completions --bundle bundles/gsm8k --model MODEL --train train.parquet --validation test.parquet --seeds 0 \\
-           --samples 1000 --validation-samples 100 --max-phrase-tokens 160 --jobs 2 --work work/gsm8k --report results/gsm8k""",
+           --samples 1000 --validation-samples 100 --max-phrase-tokens 144 --jobs 2 --work work/gsm8k --report results/gsm8k""",
 )
 
 

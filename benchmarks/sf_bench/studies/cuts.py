@@ -9,15 +9,7 @@ import msgspec
 
 from sf_bench.quality.dealing import deal_in_turn
 from sf_bench.quality.fronts import bundle_rows
-from sf_bench.quality.judging import (
-    adapted_back_end,
-    evaluate,
-    evaluate_whole,
-    judged_rows,
-    predictions,
-    standalone,
-    whole_predictions,
-)
+from sf_bench.quality.judging import Answered, adapted_back_end, answered, answered_whole, judged_rows, standalone
 from sf_bench.quality.results import Effort, Evaluation, TrainingKey
 from sf_bench.quality.server_run import RowsOf, Say, Sender
 from sf_bench.studies.study import Opened, Study
@@ -95,36 +87,36 @@ class CutsStudy(Study[CutsCell]):
         say("judging")
         whole = standalone(self.opened.checkpoint, self.opened.deepest, run.adapter_path)
         samples = self.opened.phrases.validation
-        alone, answers = evaluate_whole(whole, samples), whole_predictions(whole, samples)
+        alone = answered_whole(whole, samples)
         del whole
         cell = CutsCell(
             key=self.key(way, seed),
             way=way,
             seed=seed,
-            devices=tuple(self._answers(bundle, run.adapter_path, answers) for bundle in bundles),
-            alone=alone,
+            devices=tuple(self._answers(bundle, run.adapter_path, alone) for bundle in bundles),
+            alone=alone.evaluation,
             effort=effort,
         )
         say(
             "accuracy behind "
             + ", ".join(f"cut {one.split_layer} {one.answers.accuracy:.2%}" for one in cell.devices)
-            + f", alone {alone.accuracy:.2%}"
+            + f", alone {alone.evaluation.accuracy:.2%}"
         )
         return cell
 
-    def _answers(self, bundle: Bundle, adapter: Path, alone: list[int]) -> DeviceAnswers:
+    def _answers(self, bundle: Bundle, adapter: Path, alone: Answered) -> DeviceAnswers:
         opened, manifest = self.opened, bundle.manifest
         back_end = adapted_back_end(opened.checkpoint, bundle, adapter, dtype=opened.dtype, device=opened.device)
         cut = manifest.geometry.split_layer
         if cut not in self._judged:
             self._judged[cut] = judged_rows(opened.phrases.validation, self._front(bundle))
-        rows = self._judged[cut]
-        own = predictions(back_end, rows, device=opened.device)
+        own = answered(back_end, self._judged[cut], device=opened.device)
+        pairs = zip(own.answers, alone.answers, strict=True)
         return DeviceAnswers(
             split_layer=cut,
             stated_error=manifest.quantization.error.mean,
-            answers=evaluate(back_end, rows, device=opened.device),
-            like_alone=sum(ours == theirs for ours, theirs in zip(own, alone, strict=True)) / len(own),
+            answers=own.evaluation,
+            like_alone=sum(ours == theirs for ours, theirs in pairs) / len(own.answers),
         )
 
     def _settings(self, way: str, seed: int) -> TrainSettings:

@@ -18,7 +18,7 @@ class Order(enum.IntEnum):
     """Bring the batches of a plan, which comes along."""
 
     STEP = 2
-    """Make a step with the next batch of the plan; the step's number comes along."""
+    """Make a step with the next batch of the plan."""
 
     JOIN = 3
     """Make a step with other nodes, without a batch."""
@@ -42,23 +42,23 @@ class Channel:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def tell(self, order: Order, value: int = 0, numbers: Sequence[int] = ()) -> None:
+    def tell(self, order: Order, numbers: Sequence[int] = ()) -> None:
         """Tell all other processes of this node."""
         if self.world.place.local_ranks == 1:
             return
-        self.world.from_leader(torch.tensor([order, value, len(numbers)], dtype=torch.int64))
+        self.world.from_leader(torch.tensor([order, len(numbers)], dtype=torch.int64))
         if numbers:
             self.world.from_leader(torch.tensor(numbers, dtype=torch.int64))
 
-    def hear(self) -> tuple[Order, int, list[int]]:
-        """The next order, its value, and the numbers that came along."""
-        head = torch.zeros(3, dtype=torch.int64)
+    def hear(self) -> tuple[Order, list[int]]:
+        """The next order, and the numbers that came along."""
+        head = torch.zeros(2, dtype=torch.int64)
         self.world.from_leader(head)
-        order, value, count = head.tolist()
+        order, count = head.tolist()
         numbers = torch.zeros(count, dtype=torch.int64)
         if count:
             self.world.from_leader(numbers)
-        return Order(order), value, numbers.tolist()
+        return Order(order), numbers.tolist()
 
 
 def plan_as_numbers(plan: Sequence[Sequence[int]], weights: Sequence[float] | None) -> list[int]:

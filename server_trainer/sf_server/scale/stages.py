@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -81,15 +80,6 @@ def cut_to_fit(batch: BatchTensors, side: PadSide, *, microbatches: int, most_to
         tokens=batch.tokens,
         weights=None if batch.weights is None else _with_repeats(batch.weights, more_samples),
     )
-
-
-def wasted_part(batches: Sequence[Sequence[int]], *, microbatches: int, most_tokens: int) -> float:
-    """Part of all padded tokens that fixed shapes add; `batches` holds the token counts of each batch's samples."""
-    plain = sum(len(batch) * max(batch) for batch in batches)
-    fixed = sum(
-        -(-len(batch) // microbatches) * microbatches * padded_tokens(max(batch), most=most_tokens) for batch in batches
-    )
-    return 1 - plain / fixed if fixed else 0.0
 
 
 def _with_repeats(tensor: torch.Tensor, more: int) -> torch.Tensor:

@@ -138,7 +138,7 @@ def follow(channel: Channel, feed: Feed, learner: RankLearner | StageLearner) ->
     """Obey the orders of a node's leader until it says to leave."""
     batches: Iterator[BatchTensors] = iter(())
     while True:
-        order, _, numbers = channel.hear()
+        order, numbers = channel.hear()
         match order, learner:
             case Order.LEAVE, _:
                 return
