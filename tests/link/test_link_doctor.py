@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -110,7 +111,8 @@ def listener(talk: Callable[[socket.socket], None]) -> Iterator[str]:
                 except OSError:
                     return
                 guests.append(guest)
-                talk(guest)
+                with contextlib.suppress(OSError):  # a guest may leave in the middle of it
+                    talk(guest)
 
         thread = threading.Thread(target=serve)
         thread.start()

@@ -27,4 +27,5 @@ another order: rounding of 1e-6 in a gradient is divided by its own size in Adam
 
 TOGETHER_RELATIVE = 1e-4
 """Weights after some dozens of fp32 steps whose gradients were added in another order (ranks, micro-batches) and then
-divided by their own size by AdamW, which makes much of the rounding of a small gradient. Found: 6e-7 after 18 steps of a tiny model."""
+divided by their own size by AdamW, which makes much of the rounding of a small gradient.
+Found: 6e-7 after 18 steps of a tiny model."""

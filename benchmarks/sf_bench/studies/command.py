@@ -42,7 +42,7 @@ Both train LoRA from the deepest cut on. Judged on the whole validation file: ev
 wire encoding, and the published adapter alone in the untouched fp32 model (plain PEFT); how often the former answer like the
 latter stands beside the error that the bundle states.
 
-example, 4,000 phrases of SST-2 on three devices, about half an hour on two cores for SmolLM2-135M:
+examples: 4,000 phrases of SST-2 on three devices, about half an hour on two cores for SmolLM2-135M:
   sf-export --split-layer 2,4,8 --model MODEL --labels negative,positive --template '{sentence}' --out bundles
   sf-bench cuts --bundle bundles/CUT2 --bundle bundles/CUT4 --bundle bundles/CUT8 --model MODEL --train train.parquet \\
            --validation validation.parquet --max-phrase-tokens 24 --jobs 2 --work work/cuts --report results/cuts""",
@@ -59,7 +59,7 @@ _ONE_CLASS: Final = _About(
 Device d holds class d modulo the classes; the devices of a class share its samples. Pooled and no-pool are judged behind the
 bundle's front end, as devices are answered, and the adapter alone in the whole fp32 model.
 
-example, SST-2 on four devices, about half an hour on two cores for SmolLM2-135M:
+examples: SST-2 on four devices, about half an hour on two cores for SmolLM2-135M:
   sf-bench one-class --bundle bundles/CUT4 --model MODEL --train train.parquet --validation validation.parquet \\
            --max-phrase-tokens 24 --jobs 2 --work work/one-class --report results/one-class""",
 )
@@ -75,7 +75,7 @@ Loss of the completions of held-out problems, nats per completion token. Problem
 out, not cut. After the split training, prompts of held-out problems are answered greedily by what sf-server generate runs,
 with the adapter and with the merged model behind the same front end, and compared token by token.
 
-example, GSM8K, about half an hour on two cores for SmolLM2-135M:
+examples: GSM8K, about half an hour on two cores for SmolLM2-135M:
   sf-export --split-layer 4 --model MODEL --task causal-lm --template 'Question: {question} Answer: ' \\
             --completion-template '{answer}' --out bundles/gsm8k
   sf-bench completions --bundle bundles/gsm8k --model MODEL --train train.parquet --validation test.parquet --seeds 0 \\
