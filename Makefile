@@ -5,7 +5,7 @@ PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
 # Whole files side by side, each with one thread: many threads on few cores are slower than taking turns.
 PYTEST  = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo check test test-fast test-arm torture requirements-edge edge-zipapp format clean
+.PHONY: setup demo check test test-fast test-arm torture soak requirements-edge edge-zipapp format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -43,6 +43,9 @@ test-arm: $(VENV)/.ready  ## the device's tests as EMULATED aarch64 processes; s
 
 torture: $(VENV)/.ready   ## 1,000 seeded faults over real processes, about 12 minutes; SEED=1 FAULTS=1000
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(VENV)/bin/python -m torture.torture --seed $(or $(SEED),1) --faults $(or $(FAULTS),1000)
+
+soak: $(VENV)/.ready      ## an hour of a server that trains while devices keep sending: memory and open files; MINUTES=60
+	OMP_NUM_THREADS=1 $(VENV)/bin/sf-bench soak --minutes $(or $(MINUTES),60)
 
 requirements-edge: $(VENV)/.ready  ## write requirements-edge.txt, the device's packages with their hashes
 	$(VENV)/bin/python deploy/edge_requirements.py
