@@ -6,13 +6,18 @@ import argparse
 import errno
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from sf_contract.errors import DiskFull, SplitFrozenError, UsageError
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED: Final = 130
+EXIT_NOBODY_READS: Final = 141
+"""As of a program that SIGPIPE ended."""
+
+_STANDARD_OUTPUT: Final = 1
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,11 +41,15 @@ def run_command(program: str, body: Callable[[Sequence[str]], int], argv: Sequen
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        return body(arguments)
+        exit_code = body(arguments)
+        sys.stdout.flush()
+        return exit_code
     except SplitFrozenError as problem:
         _report(program, problem, as_json="--json" in arguments)
         return problem.exit_code
     except OSError as problem:
+        if isinstance(problem, BrokenPipeError) and _nobody_reads():
+            return EXIT_NOBODY_READS
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         full = DiskFull(f"no room left for {problem.filename or 'a file'}", cure="free some space and start again")
@@ -49,6 +58,16 @@ def run_command(program: str, body: Callable[[Sequence[str]], int], argv: Sequen
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _nobody_reads() -> bool:
+    """True when whoever read standard output has left, as `head` does; what is left to print then goes nowhere."""
+    poll = select.poll()
+    poll.register(_STANDARD_OUTPUT, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
+    return True
 
 
 def print_json(value: object) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -75,3 +77,24 @@ def test_wrong_options_are_usage_errors_and_options_not_given_are_absent() -> No
         with pytest.raises(UsageError) as caught:
             parser.parse_args(argv)
         assert "--help" in caught.value.cure
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """As in `sf-server devices | head -1`: no traceback, also not when Python closes its output at the end."""
+    script = (
+        "import sys\n"
+        "from sf_contract.command import run_command\n"
+        "sys.exit(run_command('sf-server', lambda _: [print('x' * 80) for _ in range(100_000)] and 0, []))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_another_broken_pipe_stays_a_bug():
+    with pytest.raises(BrokenPipeError):
+        run_command("sf-server", raising(BrokenPipeError(errno.EPIPE, "gone")), [])
