@@ -37,7 +37,8 @@ from sf_contract.messages import (
     Stored,
     Welcome,
 )
-from sf_server.ingest.ingest import Answer, Ingest
+from sf_server.ingest.ingest import Ingest
+from sf_server.ingest.steps import Answer
 from sf_server.link.router import Arrival
 from sf_server.store.store import Store
 from support.tiny_bundle import HIDDEN, tiny_files, tiny_manifest

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from sf_contract import SOFTWARE
-from sf_contract.activations import EncodedSample
-from sf_contract.errors import DiskFull, MalformedMessage
+from sf_contract.errors import MalformedMessage
 from sf_contract.frames import Buffer, Envelope, decode
 from sf_contract.link_keys import LinkPublicKey
 from sf_contract.manifest import Manifest
 from sf_contract.messages import (
     Ack,
     ActivationBatch,
-    AnyMessage,
     Approval,
     Finished,
     FinishNoted,
@@ -27,13 +24,10 @@ from sf_contract.messages import (
     PredictRequest,
     Refusal,
     RefusalCode,
-    Rejected,
-    Verdict,
     Welcome,
 )
 from sf_server.ingest.admission import (
     RETRY_SOON_S,
-    RETRY_WHEN_FULL_S,
     Session,
     find_fault,
     judge_batch,
@@ -42,7 +36,9 @@ from sf_server.ingest.admission import (
     judge_inquiry,
     refusal,
 )
-from sf_server.link.connections import Connection, Connections, Traffic
+from sf_server.ingest.settling import Settling
+from sf_server.ingest.steps import Answer, Batch, Step, Task
+from sf_server.link.connections import Connection, Connections
 from sf_server.link.gate import Gate
 from sf_server.link.notices import Notices
 from sf_server.link.router import Arrival, Sender
@@ -53,34 +49,7 @@ Clock = Callable[[], float]
 
 CLOSED_DETAIL: Final = "training is complete and needs no more samples; what this device still holds was not used"
 HELLO_FIRST_DETAIL: Final = "this server does not know the connection yet; greet with a Hello first"
-FULL_DETAIL: Final = "the server has no room left for samples; keep them and try again"
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """A message for one connection."""
-
-    identity: bytes
-    message: AnyMessage
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """A batch whose samples were examined, in their order."""
-
-    examined: tuple[EncodedSample | Rejected, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """Something that has to be durable before it is answered."""
-
-    identity: bytes
-    session: Session
-    work: Hello | Batch | Finished
-
-
-Step = Task | Answer
 _FROM_SERVER: Final = (Welcome, Refusal, Ack, FinishNoted, Pong, Approval, PredictAnswer)
 
 
@@ -113,8 +82,9 @@ class Ingest:
         self._notices = Notices(say)
         self._gate = gate or Gate(self._notices)
         self._connections = Connections()
-        self._traffic: dict[str, Traffic] = {}
-        self._store_is_full = False
+        self._settling = Settling(
+            store, self._connections, self._gate, credit_bytes=credit_bytes, notices=self._notices
+        )
         self._is_closed = False
 
     def process(self, arrivals: Sequence[Arrival]) -> list[Answer]:
@@ -125,7 +95,7 @@ class Ingest:
         """
         now_s = self._clock()
         steps = [self._judge(arrival, now_s) for arrival in arrivals]
-        answers = self._settle(steps, now_s)
+        answers = self._settling.settle(steps, now_s)
         self._connections.all_answered()
         return answers
 
@@ -147,7 +117,7 @@ class Ingest:
         answers: list[Answer] = []
         for identity, connection, session in self._connections.with_session():
             if connection.credit_bytes == 0 and not connection.finished:
-                credit_bytes = self._grant(identity, session, now_s)
+                credit_bytes = self._settling.grant(identity, session, now_s)
                 if credit_bytes > 0:
                     answers.append(Answer(identity, Welcome(software=SOFTWARE, credit_bytes=credit_bytes)))
         return answers
@@ -173,21 +143,14 @@ class Ingest:
         """Count an answer that was handed to the network."""
         session = self._connections.session_of(identity)
         if session is not None:
-            self._traffic_of(session).bytes_out += nbytes
+            self._settling.traffic_of(session).bytes_out += nbytes
 
     def flush(self) -> None:
         """Write down traffic that is not in the store yet (when it is full, later), and forget silent connections."""
         now_s = self._clock()
         self._connections.forget_silent(now_s=now_s)
         self._gate.forget_idle(now_s=now_s)
-        if not self._traffic:
-            return
-        try:
-            with self._store.commit():
-                self._write_traffic(self._clock())
-        except DiskFull:
-            return
-        self._traffic.clear()
+        self._settling.flush(self._clock())
 
     def _judge(self, arrival: Arrival, now_s: float) -> Step:
         connection = self._connections.heard(arrival.identity, arrival.sender.key, now_s=now_s)
@@ -196,7 +159,7 @@ class Ingest:
         except MalformedMessage as problem:
             step = Answer(arrival.identity, self._refuse_malformed(connection, problem))
         if connection.session is not None:
-            self._traffic_of(connection.session).bytes_in += arrival.nbytes
+            self._settling.traffic_of(connection.session).bytes_in += arrival.nbytes
         return step
 
     def _judge_message(self, arrival: Arrival, connection: Connection, envelope: Envelope, now_s: float) -> Step:
@@ -234,7 +197,7 @@ class Ingest:
         identity = arrival.identity
         match message:
             case Ping(activity=activity):
-                self._traffic_of(session).activity = activity or ""
+                self._settling.traffic_of(session).activity = activity or ""
                 return Answer(identity, Pong())
             case Finished():
                 return Task(identity, session, message)
@@ -264,7 +227,7 @@ class Ingest:
             self._notices.say_once((hello.device, judged.code), f"{hello.device} is refused: {judged.detail}")
             return Answer(identity, judged)
         self._connections.begin(identity, judged)
-        self._traffic_of(judged).activity = ""  # it was said in an earlier session
+        self._settling.traffic_of(judged).activity = ""  # it was said in an earlier session
         return Task(identity, judged, hello)
 
     def _judge_inquiry(self, arrival: Arrival, inquiry: Inquiry, now_s: float) -> Approval | Refusal:
@@ -306,120 +269,13 @@ class Ingest:
         examined = tuple(find_fault(sample, manifest) or sample for sample in judged)
         return Task(identity, session, Batch(examined))
 
-    def _grant(self, identity: bytes, session: Session, now_s: float) -> int:
-        """What a device may have in flight from now on."""
-        granted = self._gate.credit_bytes(session, self._credit_bytes, now_s=now_s)
-        self._connections.granted(identity, granted)
-        return granted
-
     def _refuse_malformed(self, connection: Connection, problem: MalformedMessage) -> Refusal:
         sender = "someone who did not greet"
         if connection.session is not None:
             sender = connection.session.device
-            self._traffic_of(connection.session).malformed += 1
+            self._settling.traffic_of(connection.session).malformed += 1
         self._notices.say_once(
             (sender, RefusalCode.MALFORMED),
             f"{sender} sent something that is no message ({problem.what}); it is told so each time",
         )
         return refusal(RefusalCode.MALFORMED, problem.what, retry_after_s=RETRY_SOON_S)
-
-    def _settle(self, steps: Sequence[Step], now_s: float) -> list[Answer]:
-        """Carry out what there is room for: everything, else all but the samples, else nothing."""
-        try:
-            return self._carry_out_all(steps, now_s)
-        except DiskFull as problem:
-            self._note_full(problem)
-        without_samples = [_refused(step) if _is_batch(step) else step for step in steps]
-        try:
-            return self._carry_out_all(without_samples, now_s)
-        except DiskFull:
-            for step in steps:
-                if isinstance(step, Task) and isinstance(step.work, Hello):
-                    self._connections.end(step.identity)
-        return [_refused(step) for step in steps]
-
-    def _carry_out_all(self, steps: Sequence[Step], now_s: float) -> list[Answer]:
-        if all(isinstance(step, Answer) for step in steps):
-            return [step for step in steps if isinstance(step, Answer)]
-        with self._store.commit():
-            answers = [self._carry_out(step, now_s) if isinstance(step, Task) else step for step in steps]
-            self._write_traffic(now_s)
-        self._traffic.clear()
-        if self._store_is_full and any(map(_is_batch, steps)):
-            self._store_is_full = False
-            self._notices.say("there is room for samples again")
-        return answers
-
-    def _carry_out(self, task: Task, now_s: float) -> Answer:
-        match task.work:
-            case Hello():
-                return Answer(task.identity, self._welcome(task, task.work, now_s))
-            case Batch():
-                return Answer(task.identity, self._store_batch(task, task.work, now_s))
-            case Finished():
-                return Answer(task.identity, self._note_finished(task, task.work, now_s))
-
-    def _welcome(self, task: Task, hello: Hello, now_s: float) -> Welcome:
-        session = task.session
-        self._store.note_hello(
-            device=session.device,
-            outbox=session.outbox,
-            bundle_id=session.bundle_id,
-            self_test_error=hello.self_test_error,
-            waiting_samples=hello.waiting_samples,
-            now_s=now_s,
-        )
-        return Welcome(software=SOFTWARE, credit_bytes=self._grant(task.identity, session, now_s))
-
-    def _store_batch(self, task: Task, batch: Batch, now_s: float) -> Ack:
-        session = task.session
-        rejected = [item for item in batch.examined if isinstance(item, Rejected)]
-        usable = [item for item in batch.examined if isinstance(item, EncodedSample)]
-        stored = self._store.add(
-            device=session.device,
-            outbox=session.outbox,
-            bundle_id=session.bundle_id,
-            samples=usable,
-            now_s=now_s,
-        )
-        if rejected:
-            self._store.note_rejected(outbox=session.outbox, samples=len(rejected))
-        in_order = iter(stored)
-        verdicts: list[Verdict] = [item if isinstance(item, Rejected) else next(in_order) for item in batch.examined]
-        return Ack(verdicts=tuple(verdicts), credit_bytes=self._grant(task.identity, session, now_s))
-
-    def _note_finished(self, task: Task, finished: Finished, now_s: float) -> FinishNoted:
-        self._store.note_finished(outbox=task.session.outbox, skipped_rows=finished.skipped_rows, now_s=now_s)
-        self._connections.finish(task.identity)
-        return FinishNoted()
-
-    def _note_full(self, problem: DiskFull) -> None:
-        if not self._store_is_full:
-            self._notices.say(
-                f"{problem.one_line()} Devices keep their samples and try again every {RETRY_WHEN_FULL_S:g} s."
-            )
-        self._store_is_full = True
-
-    def _traffic_of(self, session: Session) -> Traffic:
-        return self._traffic.setdefault(session.outbox, Traffic())
-
-    def _write_traffic(self, now_s: float) -> None:
-        for outbox, traffic in self._traffic.items():
-            self._store.note_traffic(
-                outbox=outbox,
-                bytes_in=traffic.bytes_in,
-                bytes_out=traffic.bytes_out,
-                malformed=traffic.malformed,
-                activity=traffic.activity,
-                now_s=now_s,
-            )
-
-
-def _is_batch(step: Step) -> bool:
-    return isinstance(step, Task) and isinstance(step.work, Batch)
-
-
-def _refused(step: Step) -> Answer:
-    if isinstance(step, Answer):
-        return step
-    return Answer(step.identity, refusal(RefusalCode.STORE_FULL, FULL_DETAIL, retry_after_s=RETRY_WHEN_FULL_S))

@@ -21,7 +21,8 @@ from sf_contract.errors import AddressInUse
 from sf_contract.frames import encode
 from sf_contract.limits import MIB
 from sf_server.bundles import open_run_bundles
-from sf_server.ingest.ingest import Answer, Ingest
+from sf_server.ingest.ingest import Ingest
+from sf_server.ingest.steps import Answer
 from sf_server.link.authorized import AuthorizedKeys
 from sf_server.link.notices import Notices
 from sf_server.link.reception import Reception

@@ -39,6 +39,7 @@ from sf_contract.messages import (
     Welcome,
 )
 from sf_server.ingest.admission import RETRY_SOON_S, Session, find_rows_fault, judge_inquiry, refusal
+from sf_server.ingest.steps import Answer
 from sf_server.link.gate import Gate
 from sf_server.link.notices import Notices
 from sf_server.link.router import Arrival
@@ -48,14 +49,6 @@ Probabilities = npt.NDArray[np.float32]
 
 NO_SAMPLES_DETAIL: Final = "this server gives predictions (sf-server serve) and takes no samples; sf-server train does"
 _SHORT_ID: Final = 12
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """A message for one connection."""
-
-    identity: bytes
-    message: AnyMessage
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,9 +9,10 @@ from typing import Final, Protocol
 
 from sf_contract.frames import encode
 from sf_contract.limits import MIB
+from sf_server.ingest.steps import Answer
 from sf_server.link.authorized import AuthorizedKeys
 from sf_server.link.router import Arrival, Router
-from sf_server.serving.desk import Answer, Desk, Job, Probabilities
+from sf_server.serving.desk import Desk, Job, Probabilities
 
 POLL_S: Final = 0.2
 GROUP_BYTES: Final = 16 * MIB
