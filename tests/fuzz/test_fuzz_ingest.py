@@ -19,7 +19,6 @@ from sf_contract.activations import EncodedSample, pack
 from sf_contract.codec import WireCodec
 from sf_contract.errors import MalformedMessage
 from sf_contract.frames import Envelope, RawFrame, decode, encode
-from sf_contract.limits import MIB
 from sf_contract.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -40,6 +39,7 @@ from sf_contract.messages import (
 from sf_server.ingest.ingest import Ingest
 from sf_server.ingest.steps import Answer
 from sf_server.link.router import Arrival
+from sf_server.store.schema import ADDITIONS, SCHEMA
 from sf_server.store.store import Store
 from support.tiny_bundle import HIDDEN, tiny_files, tiny_manifest
 
@@ -57,8 +57,8 @@ MANIFEST: Final = msgspec.structs.replace(tiny_manifest(tiny_files()), wire_code
 def store() -> Iterator[Store]:
     """A store in memory, shared by all sequences: to them it is a server with a past."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(SCHEMA + ADDITIONS)
     memory = Store(Path(":memory:"), connection)
-    memory._prepare(256 * MIB)
     yield memory
     memory.close()
 

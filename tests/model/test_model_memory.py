@@ -34,7 +34,7 @@ def peak_bytes():
     return int(status["VmHWM"].split()[0]) * 1024
 
 class Settings:
-    model, revision = sys.argv[1], None
+    model, revision, text_pair = sys.argv[1], None, None
 
 before = peak_bytes()
 spec = TaskSpec(task=Task.TEXT_CLASSIFICATION, template=Template(), labels=("a", "b"))
