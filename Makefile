@@ -3,7 +3,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
 # Whole files side by side, each with one thread: many threads on few cores are slower than taking turns.
-PYTEST  = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST  = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo check test test-fast test-arm torture soak requirements-edge edge-zipapp format clean
 .DEFAULT_GOAL := help
