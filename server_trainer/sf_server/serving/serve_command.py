@@ -79,10 +79,21 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = False
 
 
+_METAVARS: Final = {
+    "run": "DIR",
+    "model": "ID|DIR|FILE",
+    "bind": "ADDRESS",
+    "key": "FILE",
+    "authorized": "DIR",
+    "device_mb_per_s": "MB",
+    "window_ms": "MS",
+}
+
+
 def main_serve(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = ArgumentParser(prog="sf-server serve", description=_DESCRIPTION, epilog=_EPILOG)
-    add_options(parser, ServeSettings, metavars={"run": "DIR", "bind": "ADDRESS", "key": "FILE", "authorized": "DIR"})
+    add_options(parser, ServeSettings, metavars=_METAVARS)
     flags = vars(parser.parse_args(arguments))
     settings = resolve_settings(ServeSettings, toml_path=flags.pop("config", None), flags=flags)
     stop = threading.Event()
